@@ -15,8 +15,8 @@ typedef void parallel_fn(void *arg, int64_t begin, int64_t end, int worker);
 /* Runs fn over [0, n) in chunks of `grain` (>= 1) items; returns when all are done. */
 void parallel_for(int64_t n, int64_t grain, parallel_fn *fn, void *arg);
 
-int threads_count(void);    /* threads that parallel_for uses; default: processors available */
-void threads_set(int n);    /* n >= 1; 0 restores the default */
-int threads_available(void);/* processors this process may run on */
+int threads_count(void);     /* threads that parallel_for uses; default: processors available */
+void threads_set(int n);     /* n >= 1; 0 restores the default */
+int threads_available(void); /* processors this process may run on */
 
 #endif

@@ -1,0 +1,343 @@
+/* The operation table: what tril computes with, each operation once.
+ *
+ * An operation is an entry of op_list.inc, a description of its arguments (role, shape in symbols,
+ * allowed dtypes), a scalar reference that accumulates in double, and one slot in every backend's
+ * table. The model calls the typed functions at the end of this file; they pack their arguments and
+ * go through op_call, which checks them against the description. From the same description come the
+ * tests (every backend against the reference, references against finite differences), the FLOPs and
+ * the bytes.
+ *
+ * Conventions, unless an operation says otherwise:
+ *   N tokens (rows of a flattened batch), D width, H query heads, K key/value heads, d head width,
+ *   F hidden width of the FFN, I and O inputs and outputs of a linear layer, V vocabulary, S
+ * sequences. Parameter gradients accumulate; activation gradients overwrite; the gradient of the
+ * residual stream (fp32) accumulates. Norm gains, biases, statistics and losses are fp32. "act" is
+ * fp32 or bf16: the storage of activations; all arithmetic is at least fp32. */
+#ifndef OPS_OPS_H
+#define OPS_OPS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/random.h"
+#include "ops/tensor.h"
+
+enum op_id {
+#define OP(id, name) OP_##id,
+#include "ops/op_list.inc"
+#undef OP
+    OP_COUNT
+};
+
+#define OP_MAX_ARGS 16
+
+struct backend;
+
+/* Where and how operations run. One per engine or trainer; used by one thread at a time. */
+struct op_context {
+    const struct backend *backend;
+    void *stream;  /* the backend's own; NULL on the CPU */
+    void *scratch; /* grows to the largest request, then stays: op_scratch */
+    int64_t scratch_bytes;
+    bool reference; /* run every operation through its reference (slow; for checking) */
+};
+
+tril_status op_context_init(struct op_context *ctx, const struct backend *backend,
+                            struct tril_error *err);
+void op_context_free(struct op_context *ctx);
+/* Scratch of at least `bytes` (64-byte aligned, host memory of the CPU backend), valid until the
+ * next call; NULL when out of memory. */
+void *op_scratch(struct op_context *ctx, int64_t bytes);
+
+typedef tril_status op_fn(struct op_context *ctx, const struct tensor *args, const void *params,
+                          struct tril_error *err);
+
+enum op_role { ARG_IN, ARG_OUT, ARG_ACCUMULATE /* read and added to */, ARG_INOUT };
+
+#define DT_MASK(t) (1u << (t))
+#define DT_ACT (DT_MASK(DT_F32) | DT_MASK(DT_BF16))
+#define DT_FLOAT (DT_ACT | DT_MASK(DT_F16))
+
+struct op_arg {
+    const char *name;  /* "x", "dy", ...: a backward's "dx" is the gradient of its forward's "x" */
+    const char *shape; /* symbols separated by blanks: "N D", "S+1", "N 2F", "1" */
+    enum op_role role;
+    unsigned dtypes;      /* mask of DT_MASK */
+    bool optional;        /* data may be NULL */
+    bool strided;         /* any strides with last 1; otherwise the tensor must be dense */
+    const char *index_of; /* integers in [0, that symbol's size), e.g. "V"; or NULL */
+};
+
+/* The sizes and parameters of one test or benchmark case. */
+struct op_case {
+    const char *label;
+    int64_t size[128]; /* by symbol letter, e.g. size['N'] */
+    unsigned char params[192];
+    unsigned absent; /* bit i: optional argument i is left out */
+    enum dtype act;  /* dtype for arguments that allow more than one */
+};
+
+struct op_info {
+    enum op_id id;
+    const char *name;
+    const struct op_arg *args;
+    int arg_count;
+    op_fn *reference;
+    /* Fills case `index` (0, 1, ...); false when there are no more. */
+    bool (*test_case)(int index, struct op_case *out);
+    /* Fills arguments whose content is not free (offsets, tables); NULL when random data will do.
+     */
+    void (*test_fill)(const struct op_case *c, struct tensor *args, const struct random_key *key);
+    /* Useful floating-point operations of a call; NULL: bytes are the measure. */
+    double (*flops)(const struct tensor *args, const void *params);
+    /* Longest sum behind one output (sizes the tolerance); NULL: 1. */
+    double (*reduction)(const struct tensor *args, const void *params);
+};
+
+const struct op_info *op_info_get(enum op_id id);
+/* Bytes that a call must at least move: every argument once. */
+double op_bytes(enum op_id id, const struct tensor *args);
+
+/* Checks args against the description (shapes consistent, dtypes allowed, dense where required) and
+ * runs the operation: the backend's slot, or the reference if ctx->reference. */
+tril_status op_call(struct op_context *ctx, enum op_id id, const struct tensor *args,
+                    const void *params, struct tril_error *err);
+
+/* ------------------------------------------------------------------ backends */
+
+/* A linear layer's weight: opaque to the model. `value` is the logical matrix [O, I], row-major, in
+ * the backend's memory; `state` holds whatever the backend made of it (packed panels,
+ * transposes).*/
+struct weight {
+    struct tensor value;
+    void *state;
+    unsigned uses; /* WEIGHT_* */
+};
+enum {
+    WEIGHT_FORWARD = 1,  /* linear_forward will be called */
+    WEIGHT_BACKWARD = 2, /* linear_backward_input will be called */
+    WEIGHT_STATIC = 4    /* never updated: `value` may be released by the caller after prepare */
+};
+
+struct backend {
+    const char *name;       /* "reference", "cpu", "cuda" */
+    op_fn *table[OP_COUNT]; /* never NULL: the reference where nothing better exists */
+
+    /* Memory that operations may touch. `what` is named when it fails. */
+    tril_status (*alloc)(void **out, int64_t bytes, bool zero, const char *what,
+                         struct tril_error *err);
+    void (*release)(void *p);
+    tril_status (*upload)(struct op_context *, void *dst, const void *host, int64_t bytes,
+                          struct tril_error *err);
+    tril_status (*download)(struct op_context *, void *host, const void *src, int64_t bytes,
+                            struct tril_error *err);
+    tril_status (*fill_zero)(struct op_context *, void *dst, int64_t bytes, struct tril_error *err);
+    tril_status (*synchronise)(struct op_context *, struct tril_error *err);
+
+    /* Packings of a weight. prepare must come before its first use in an operation, refresh after
+     * every update of `value`. Either may do nothing. */
+    tril_status (*weight_prepare)(struct op_context *, struct weight *, unsigned uses,
+                                  struct tril_error *err);
+    tril_status (*weight_refresh)(struct op_context *, struct weight *, struct tril_error *err);
+    void (*weight_release)(struct weight *);
+    /* Bytes that prepare would add for an [O, I] weight of this dtype (memory prediction). */
+    int64_t (*weight_bytes)(int64_t outputs, int64_t inputs, enum dtype t, unsigned uses);
+};
+
+/* The plain scalar backend: references in host memory. */
+const struct backend *backend_reference(void);
+
+/* ------------------------------------------------------------------ the operations */
+
+/* x[n] = wte[tokens[n]] (+ wpe[positions[n]]).            tokens, positions i32 [N]
+ * wte [V, D], wpe [C, D] (optional; then positions too) any float; x [N, D] fp32 (the residual). */
+tril_status embed_forward(struct op_context *ctx, struct tensor tokens, struct tensor positions,
+                          struct tensor wte, struct tensor wpe, struct tensor x,
+                          struct tril_error *err);
+/* dwte[tokens[n]] += dx[n], dwpe[positions[n]] += dx[n]; fp32; rows summed in order of n. */
+tril_status embed_backward(struct op_context *ctx, struct tensor tokens, struct tensor positions,
+                           struct tensor dx, struct tensor dwte, struct tensor dwpe,
+                           struct tril_error *err);
+
+/* Both norms take x [N, D] or, for qk-norm, [N, H, d] (strided; the last dimension is normalised),
+ * fp32 or act. gain [D] fp32 always; layernorm's bias [D] fp32 optional.
+ *   layernorm (Ba et al. 2016):   y = (x - mean) * rstd * gain + bias, rstd = 1/sqrt(var + eps)
+ *   rmsnorm (Zhang, Sennrich 2019): y = x * rstd * gain, rstd = 1/sqrt(mean(x^2) + eps)
+ * mean, rstd fp32, one per normalised row: outputs, optional (inference). y may alias x.
+ * gain_offset is added to the gain (Gemma's 1 + g); 0 otherwise. */
+struct norm_params {
+    float eps;
+    float gain_offset;
+};
+tril_status layernorm_forward(struct op_context *ctx, struct tensor x, struct tensor gain,
+                              struct tensor bias, struct tensor y, struct tensor mean,
+                              struct tensor rstd, struct norm_params p, struct tril_error *err);
+/* dx (fp32: accumulates; act: overwrites, may alias dy), dgain, dbias accumulate (fp32). */
+tril_status layernorm_backward(struct op_context *ctx, struct tensor dy, struct tensor x,
+                               struct tensor gain, struct tensor mean, struct tensor rstd,
+                               struct tensor dx, struct tensor dgain, struct tensor dbias,
+                               struct norm_params p, struct tril_error *err);
+tril_status rmsnorm_forward(struct op_context *ctx, struct tensor x, struct tensor gain,
+                            struct tensor y, struct tensor rstd, struct norm_params p,
+                            struct tril_error *err);
+tril_status rmsnorm_backward(struct op_context *ctx, struct tensor dy, struct tensor x,
+                             struct tensor gain, struct tensor rstd, struct tensor dx,
+                             struct tensor dgain, struct norm_params p, struct tril_error *err);
+
+enum activation { ACT_NONE, ACT_RELU, ACT_GELU_ERF, ACT_GELU_TANH, ACT_SILU };
+
+/* y = act(x w^T + bias) + residual, with the pre-activation x w^T + bias kept in `pre` if present.
+ * x [N, I] act (rows may be strided), w [O, I], bias [O] fp32 optional, residual [N, O] fp32
+ * optional (may alias y), y [N, O] act or fp32 (rows may be strided), pre [N, O] act optional.
+ * Products accumulate in fp32 in an order over I that does not depend on N or on the threads (the
+ * CPU's inference kernels; DESIGN contract 12). w needs weight_prepare(WEIGHT_FORWARD) before. */
+struct linear_params {
+    enum activation activation;
+    const struct weight *weight; /* the same matrix as args' w, with its packings; may be NULL */
+};
+tril_status linear_forward(struct op_context *ctx, struct tensor x, const struct weight *w,
+                           struct tensor bias, struct tensor residual, struct tensor y,
+                           struct tensor pre, enum activation activation, struct tril_error *err);
+/* dx [N, I] = dy [N, O] w [O, I]; dx overwritten, act or fp32; dy act. */
+tril_status linear_backward_input(struct op_context *ctx, struct tensor dy, const struct weight *w,
+                                  struct tensor dx, struct tril_error *err);
+/* dw [O, I] += dy^T x, db [O] += column sums of dy; fp32; db optional; dy, x act, rows strided. */
+tril_status linear_backward_weight(struct op_context *ctx, struct tensor dy, struct tensor x,
+                                   struct tensor dw, struct tensor db, struct tril_error *err);
+
+/* Rotary embedding in place (Su et al. 2021): for each head the pair (x1, x2) at angle
+ * positions[n] * frequency i becomes (x1 cos - x2 sin, x2 cos + x1 sin).
+ * x [N, H, d] act, strided. cos, sin fp32 [C, R] (R pairs; 2R <= d: partial rotation of the first
+ * 2R channels; any attention factor is already multiplied in). Pairs are (i, i + R) as in Llama's
+ * Hugging Face layout, or (2i, 2i + 1) when interleaved. backward rotates by the negative angle. */
+struct rope_params {
+    bool interleaved;
+};
+tril_status rope_forward(struct op_context *ctx, struct tensor x, struct tensor positions,
+                         struct tensor cos, struct tensor sin, struct rope_params p,
+                         struct tril_error *err);
+tril_status rope_backward(struct op_context *ctx, struct tensor dx, struct tensor positions,
+                          struct tensor cos, struct tensor sin, struct rope_params p,
+                          struct tril_error *err);
+
+/* Scaled dot-product attention over S sequences of flattened tokens:
+ *   o_i = sum_j softmax_j(score_ij) v_j,  score = softcap(scale q_i.k_j) + alibi,  j visible to i
+ * q [N, H, d] act strided; k, v [M, K, d] strided (act; a cache may be bf16 under fp32 q), H % K ==
+ * 0. q_offsets i32 [S+1]: sequence s owns query rows q_offsets[s] .. q_offsets[s+1]. kv_start,
+ * kv_length i32 [S]: its keys are rows kv_start[s] + j, j < kv_length[s] of k and v; with pages i32
+ * [S, P] (optional) key j is row pages[s][j / page_size] * page_size + j % page_size. Causal: query
+ * i (of n) sees keys j <= kv_length - n + i (aligned at the end). slopes fp32 [H] optional: ALiBi
+ * adds -slope |position difference|. o [N, H, d] act strided; lse fp32 [H, N] optional: natural
+ * log-sum-exp of a row's scores, -inf and o = 0 for a row that sees nothing. Dropout on the
+ * probabilities (Srivastava et al.): element
+ * ((h * N + n) * 2^32 + j) of the stream `key`, kept values divided by 1 - p; *step (i64 [1],
+ * optional) replaces key.step. Memory O(N d). Flash forward: Dao 2023; see docs/attention.md. */
+struct attention_params {
+    float scale;
+    float softcap; /* 0: none; else cap * tanh(score / cap) */
+    bool causal;
+    int32_t page_size;     /* with pages */
+    int32_t max_q, max_kv; /* host-known bounds of the lengths (0: unknown), for planning */
+    float dropout;
+    struct random_key key;
+};
+tril_status attention_forward(struct op_context *ctx, struct tensor q, struct tensor k,
+                              struct tensor v, struct tensor q_offsets, struct tensor kv_start,
+                              struct tensor kv_length, struct tensor pages, struct tensor slopes,
+                              struct tensor step, struct tensor o, struct tensor lse,
+                              const struct attention_params *p, struct tril_error *err);
+/* dq, dk, dv overwritten (act, strided; they may lie in one fused buffer). Not for pages. */
+tril_status attention_backward(struct op_context *ctx, struct tensor q, struct tensor k,
+                               struct tensor v, struct tensor q_offsets, struct tensor kv_start,
+                               struct tensor kv_length, struct tensor slopes, struct tensor step,
+                               struct tensor o, struct tensor lse, struct tensor dout,
+                               struct tensor dq, struct tensor dk, struct tensor dv,
+                               const struct attention_params *p, struct tril_error *err);
+
+/* y = act(x), dx = dy * act'(x): [N, F] act; y may alias x, dx may alias dy. */
+tril_status activation_forward(struct op_context *ctx, struct tensor x, struct tensor y,
+                               enum activation a, struct tril_error *err);
+tril_status activation_backward(struct op_context *ctx, struct tensor dy, struct tensor x,
+                                struct tensor dx, enum activation a, struct tril_error *err);
+/* Gated unit (Shazeer 2020): x [N, 2F] = (gate | up), y [N, F] = act(gate) * up; dx [N, 2F]. */
+tril_status gated_forward(struct op_context *ctx, struct tensor x, struct tensor y,
+                          enum activation a, struct tril_error *err);
+tril_status gated_backward(struct op_context *ctx, struct tensor dy, struct tensor x,
+                           struct tensor dx, enum activation a, struct tril_error *err);
+
+/* y = dropout(x) + residual (residual optional, fp32, may alias y): element n*D + i of the stream
+ * survives if random_uniform >= p and is divided by 1 - p. dx = dropout'(dy), same mask; dy fp32 or
+ * act, dx act. x act, y act or fp32; *step (i64 [1], optional) replaces key.step. [N, D]. */
+struct dropout_params {
+    float p;
+    struct random_key key;
+};
+tril_status dropout_forward(struct op_context *ctx, struct tensor x, struct tensor residual,
+                            struct tensor step, struct tensor y, struct dropout_params p,
+                            struct tril_error *err);
+tril_status dropout_backward(struct op_context *ctx, struct tensor dy, struct tensor step,
+                             struct tensor dx, struct dropout_params p, struct tril_error *err);
+
+/* Cross-entropy in two phases, so that a sharded vocabulary can reduce between them.
+ * forward: logits [N, V] act or fp32, targets i32 [N] (negative: ignored) -> maximum, sum (of
+ *   exp(l - maximum)), target (the target's logit; 0 if ignored), fp32 [N].
+ * loss: row_loss[n] = log(sum) + maximum - target, or 0 if ignored; total f64 [2] += (sum, count).
+ * backward: dlogits [N, V] act = scale * (softmax - onehot), 0 for ignored rows; may alias logits
+ * if the dtypes are equal. */
+tril_status cross_entropy_forward(struct op_context *ctx, struct tensor logits,
+                                  struct tensor targets, struct tensor maximum, struct tensor sum,
+                                  struct tensor target, struct tril_error *err);
+tril_status cross_entropy_loss(struct op_context *ctx, struct tensor targets, struct tensor maximum,
+                               struct tensor sum, struct tensor target, struct tensor row_loss,
+                               struct tensor total, struct tril_error *err);
+tril_status cross_entropy_backward(struct op_context *ctx, struct tensor logits,
+                                   struct tensor targets, struct tensor maximum, struct tensor sum,
+                                   struct tensor dlogits, float scale, struct tril_error *err);
+
+/* cache[rows[n]] = x[n], converting: x [N, K, d] act strided, rows i32 [N], cache [M, K, d]. */
+tril_status cache_store(struct op_context *ctx, struct tensor x, struct tensor rows,
+                        struct tensor cache, struct tril_error *err);
+/* y[r] = x[rows[r]]: x [N, D], rows i32 [R], y [R, D] (converting). scatter_rows: y[rows[r]] =
+ * x[r]. */
+tril_status gather_rows(struct op_context *ctx, struct tensor x, struct tensor rows,
+                        struct tensor y, struct tril_error *err);
+tril_status scatter_rows(struct op_context *ctx, struct tensor x, struct tensor rows,
+                         struct tensor y, struct tril_error *err);
+
+/* y = x converted (any float dtypes), and y += alpha * x (y fp32), over [N]. */
+tril_status cast(struct op_context *ctx, struct tensor x, struct tensor y, struct tril_error *err);
+tril_status accumulate(struct op_context *ctx, struct tensor x, struct tensor y, float alpha,
+                       struct tril_error *err);
+
+/* total f64 [1] += sum x^2 over [N] fp32, summed in fixed chunks (deterministic). */
+tril_status sum_squares(struct op_context *ctx, struct tensor x, struct tensor total,
+                        struct tril_error *err);
+
+/* What changes from step to step, in the backend's memory: fp32 [HYPER_COUNT]. */
+enum {
+    HYPER_LR,
+    HYPER_CORRECTION1, /* 1 / (1 - beta1^t) */
+    HYPER_CORRECTION2, /* 1 / (1 - beta2^t) */
+    HYPER_GRAD_SCALE,  /* multiplies every gradient: clip factor times 1 / loss scale */
+    HYPER_GRAD_NORM,   /* out: the norm before clipping, for the log */
+    HYPER_FOUND_INF,   /* out: 1 if the norm is not finite; adamw then does nothing */
+    HYPER_COUNT = 8
+};
+/* norm = sqrt(total) * unscale; hyper[GRAD_NORM] = norm; hyper[GRAD_SCALE] = unscale * min(1,
+ * limit / (norm + 1e-6)) (limit <= 0: no clipping); hyper[FOUND_INF] = not finite. */
+tril_status clip_factor(struct op_context *ctx, struct tensor total, struct tensor hyper,
+                        float limit, float unscale, struct tril_error *err);
+
+/* AdamW (Loshchilov, Hutter 2019), decoupled decay, over [N] fp32:
+ *   g' = g * hyper[GRAD_SCALE]; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2
+ *   p -= lr * (m * c1 / (sqrt(v * c2) + eps) + decay * p)
+ * copy (bf16 or fp16 [N], optional) receives the rounded p. */
+struct adamw_params {
+    float beta1, beta2, eps, decay;
+};
+tril_status adamw(struct op_context *ctx, struct tensor p, struct tensor g, struct tensor m,
+                  struct tensor v, struct tensor copy, struct tensor hyper,
+                  struct adamw_params params, struct tril_error *err);
+
+#endif
