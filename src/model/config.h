@@ -1,0 +1,96 @@
+/* A model's configuration: one choice per axis, never a copy of the block.
+ *
+ * config.json is read as `transformers` writes it for GPT-2 and Llama (and what follows them), and
+ * as tril writes it for combinations that no such type covers (model_type "tril"). A field that
+ * changes the computation and is not supported is refused by name. */
+#ifndef MODEL_CONFIG_H
+#define MODEL_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "ops/ops.h"
+
+enum norm_kind { NORM_LAYERNORM, NORM_RMSNORM };
+enum ffn_kind { FFN_NONE, FFN_MLP, FFN_GATED };
+enum position_kind { POSITION_NONE, POSITION_LEARNED, POSITION_ROPE, POSITION_ALIBI };
+enum rope_scaling_kind { ROPE_PLAIN, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_YARN, ROPE_LLAMA3 };
+
+struct model_config {
+    int64_t layers;   /* L */
+    int64_t dim;      /* D */
+    int64_t heads;    /* H */
+    int64_t kv_heads; /* K, divides H */
+    int64_t head_dim; /* d; H * d need not be D */
+    int64_t ffn;      /* F; 0 with FFN_NONE */
+    int64_t vocab;    /* V */
+    int64_t context;  /* longest sequence */
+
+    enum norm_kind norm;
+    float norm_eps;
+    bool final_norm; /* model 3 has none */
+    bool qk_norm;    /* RMSNorm over d of q and k, before RoPE */
+
+    enum ffn_kind ffn_kind;
+    enum activation activation; /* of the MLP, or of the gate */
+
+    enum position_kind position;
+    float rope_theta;
+    int64_t rope_dim; /* channels of a head that rotate (2R); head_dim: all */
+    enum rope_scaling_kind rope_scaling;
+    float rope_factor, rope_low, rope_high, rope_beta_fast, rope_beta_slow, rope_attention_factor;
+    int64_t rope_original_context;
+
+    bool qkv_bias, attention_out_bias, ffn_bias, norm_bias;
+    bool tied;            /* the head is the token embedding */
+    bool scale_by_layer;  /* GPT-2's scale_attn_by_inverse_layer_idx */
+    bool scale_attention; /* false: scores are not divided by sqrt(d) */
+    float dropout;  /* one probability: embeddings, attention, residual branches; training only */
+    float init_std; /* 0.02; residual projections get init_std / sqrt(2 L) */
+
+    int64_t bos_id, eos_id; /* -1: none */
+};
+
+/* Presets: model3, nano, gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-110m, llama-1b. */
+tril_status model_config_preset(struct model_config *c, const char *name, struct tril_error *err);
+/* "model3, nano, gpt2, ...": for messages and --help. */
+const char *model_config_preset_names(void);
+
+/* Overrides from the command line: fields < 0 (or NULL) are not given. Overriding heads or width
+ * derives key/value heads, head width and FFN width anew unless those are given too. */
+struct model_overrides {
+    int64_t layers, dim, heads, kv_heads, head_dim, ffn, vocab, context;
+    double dropout, rope_theta, norm_eps;
+    const char *norm;        /* layernorm | rmsnorm */
+    const char *ffn_kind;    /* none | mlp | gated */
+    const char *activation;  /* relu | gelu | gelu-tanh | silu */
+    const char *position;    /* none | learned | rope | alibi */
+    int tied, qk_norm, bias; /* 0, 1, or -1 */
+};
+struct model_overrides model_overrides_none(void);
+tril_status model_config_override(struct model_config *c, const struct model_overrides *o,
+                                  struct tril_error *err);
+
+/* Ranges, divisibility, sizes that overflow; names the field. */
+tril_status model_config_check(const struct model_config *c, struct tril_error *err);
+
+/* `where` is the file's name, for messages. */
+tril_status model_config_from_json(struct model_config *c, const json_t *root, const char *where,
+                                   struct tril_error *err);
+tril_status model_config_read(struct model_config *c, const char *dir_or_file,
+                              struct tril_error *err);
+/* The Hugging Face model type that holds this configuration exactly: "gpt2", "llama", "mistral",
+ * "qwen2", "qwen3", or "tril" if none does. */
+const char *model_config_type(const struct model_config *c);
+/* A new JSON object as config.json holds it (dtype: the dtype of the saved weights). */
+json_t *model_config_to_json(const struct model_config *c, enum dtype saved);
+
+/* cos and sin tables [C, R] fp32 for RoPE with its scaling and attention factor, computed in
+ * double. Sources: Su 2021; linear, NTK-aware, dynamic NTK; YaRN (Peng 2023); Llama 3. */
+void model_rope_table(const struct model_config *c, int64_t positions, float *cos, float *sin);
+/* ALiBi slopes [H] (Press 2022), any number of heads. */
+void model_alibi_slopes(int64_t heads, float *slopes);
+
+#endif

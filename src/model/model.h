@@ -1,0 +1,152 @@
+/* The model: parameters, one explicit forward and one explicit backward.
+ *
+ *   tokens -> embed -> [ norm -> attention -> +residual -> norm -> ffn -> +residual ] x L
+ *          -> norm -> head -> loss or logits
+ *
+ * A call takes flattened tokens of several sequences (see struct batch): a training batch, a packed
+ * batch of documents, a prefill chunk and a mixed decoding batch are the same call. Model code
+ * never dereferences a tensor's data: it allocates, copies and computes through the backend. */
+#ifndef MODEL_MODEL_H
+#define MODEL_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "model/config.h"
+#include "model/table.h"
+
+enum recompute { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL };
+
+/* Parameters in the backend's memory. Training: fp32 masters, fp32 gradients and (bf16) compute
+ * copies, each one arena laid out by the table. Inference: compute copies only, linear weights kept
+ * in packed form alone. */
+struct model {
+    struct model_config config;
+    struct param_table table;
+    struct op_context *ctx; /* borrowed */
+    enum dtype dtype;       /* compute dtype of matrices and activations: fp32 or bf16 */
+    bool training;
+    float *master;              /* [table.elements] fp32, training only */
+    float *gradient;            /* [table.elements] fp32, training only */
+    void *compute;              /* [table.elements] dtype; == master when fp32 */
+    struct weight *weights;     /* [table.count]; .value views the compute copy (rank-2 rows) */
+    float **vectors;            /* [table.count]; fp32 data of rank-1 rows */
+    float *rope_cos, *rope_sin; /* [context, R] or NULL */
+    float *slopes;              /* [H] or NULL */
+};
+
+struct model_options {
+    enum dtype dtype;
+    bool training;
+};
+
+/* Allocates; parameters are zero until model_init or model_load fills them. */
+tril_status model_create(struct model **out, const struct model_config *config,
+                         const struct model_options *options, struct op_context *ctx,
+                         struct tril_error *err);
+void model_free(struct model *m); /* NULL is fine */
+
+/* Draws initial parameters (GPT-2's scheme): a function of seed, row and element only. */
+tril_status model_init(struct model *m, uint64_t seed, struct tril_error *err);
+/* Reads a Hugging Face directory: config, then weights (fp32, bf16, fp16; sharded; tied or not).
+ * Missing, surplus or misshapen tensors are refused by name. */
+tril_status model_load(struct model **out, const char *dir, const struct model_options *options,
+                       struct op_context *ctx, struct tril_error *err);
+/* Writes config.json, model.safetensors (dtype `saved`) and generation_config.json into an existing
+ * directory, each atomically. Training models only (from the fp32 masters). */
+tril_status model_save(struct model *m, const char *dir, enum dtype saved, struct tril_error *err);
+/* Writes any fp32 arena laid out by the table (gradients, optimiser state) under the checkpoint's
+ * names and layouts, with `prefix` before each name; reads it back. */
+tril_status model_arena_write(const struct model *m, const float *const *arenas,
+                              const char *const *prefixes, int count, const char *path,
+                              enum dtype dtype, struct tril_error *err);
+tril_status model_arena_read(const struct model *m, float *const *arenas,
+                             const char *const *prefixes, int count, const char *path,
+                             struct tril_error *err);
+/* After an update of the masters / compute copies: rebuild packings. */
+tril_status model_refresh(struct model *m, struct tril_error *err);
+
+/* Keys and values of past tokens: contiguous, `slots` sequences of up to `capacity` tokens. */
+struct kv_cache {
+    struct op_context *ctx;
+    void *k, *v; /* [layers][slots * capacity, K, d] */
+    enum dtype dtype;
+    int64_t slots, capacity, layers, kv_heads, head_dim;
+    int32_t *length; /* host, [slots]: tokens held */
+};
+tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_t slots,
+                            int64_t capacity, enum dtype dtype, struct tril_error *err);
+void kv_cache_free(struct kv_cache *c);
+
+/* One call's input, all host memory. Sequence s owns tokens offsets[s] .. offsets[s+1]. */
+struct batch {
+    int64_t tokens;           /* N */
+    int64_t sequences;        /* S */
+    const int32_t *ids;       /* [N] */
+    const int32_t *positions; /* [N]; NULL: 0, 1, ... per sequence (after what the cache holds) */
+    const int32_t *offsets;   /* [S+1] */
+    const int32_t *targets;   /* [N], negative ignored; for loss */
+    struct kv_cache *cache;   /* NULL: none; keys are the call's own */
+    const int32_t *slots;     /* [S] cache slots */
+    const int32_t *rows;      /* rows whose logits are wanted, [row_count]; NULL: all */
+    int64_t row_count;
+};
+
+/* Activations and scratch for calls of up to so many tokens; grows never, reused always. */
+struct workspace;
+struct workspace_options {
+    int64_t max_tokens, max_sequences;
+    int64_t max_rows; /* logits rows at once (inference) */
+    bool backward;
+    enum recompute recompute;
+};
+tril_status workspace_create(struct workspace **out, const struct model *m,
+                             const struct workspace_options *o, struct tril_error *err);
+void workspace_free(struct workspace *w);
+int64_t workspace_bytes(const struct workspace *w);
+
+/* Called after each tensor of a forward pass, for shape traces and inspection; `name` such as
+ * "layer 3 / attention / q". */
+typedef void model_hook(void *arg, int layer, const char *name, const struct tensor *t);
+void workspace_set_hook(struct workspace *w, model_hook *hook, void *arg);
+
+/* Logits of the wanted rows: fp32 [row_count or N, V] host memory (may be NULL: only the cache is
+ * filled). With a cache, the new keys and values are appended and lengths advanced. Ids out of
+ * range and sequences beyond the context or the cache are refused before anything is computed. */
+tril_status model_forward(struct model *m, struct workspace *w, const struct batch *b,
+                          float *logits, struct tril_error *err);
+/* Sum over targets of the loss (nats, double) and their number; head and loss in chunks.
+ * row_loss [N] optional. */
+tril_status model_loss(struct model *m, struct workspace *w, const struct batch *b,
+                       double *loss_sum, int64_t *count, float *row_loss, struct tril_error *err);
+/* Forward and backward: gradients of scale * (sum of losses) accumulate into m->gradient. `step`
+ * keys dropout (give each micro-batch its own); seed likewise. */
+struct train_call {
+    float scale;
+    uint64_t seed, step;
+};
+tril_status model_forward_backward(struct model *m, struct workspace *w, const struct batch *b,
+                                   const struct train_call *call, double *loss_sum, int64_t *count,
+                                   struct tril_error *err);
+
+/* Memory that a run would take, by part, in bytes; nothing is allocated. */
+struct memory_plan {
+    double weights, masters, gradients, optimiser, activations, packings, logits, cache, other,
+        total;
+};
+tril_status model_memory_plan(const struct model_config *c, const struct model_options *options,
+                              const struct workspace_options *w, int64_t cache_slots,
+                              int64_t cache_capacity, const struct backend *backend,
+                              struct memory_plan *out, struct tril_error *err);
+
+/* Parameters and FLOPs by part. MFU's count: 6 N + 6 L D T per trained token, N with the head and
+ * without embedding look-ups. */
+struct model_counts {
+    double embedding, position, attention, ffn, norms, head, total; /* head 0 when tied */
+    double flops_attention, flops_ffn, flops_head,
+        flops_scores; /* forward, per token at length T */
+    double train_flops_per_token;
+};
+void model_count(const struct model_config *c, int64_t T, struct model_counts *out);
+
+#endif
