@@ -9,8 +9,8 @@
 
 #include "base/error.h"
 
-/* Reads a whole regular file into a NUL-terminated buffer (free() it). Refuses directories, files
- * over `limit` bytes, and empty ones if `limit_empty` is false. */
+/* Reads a whole regular file (an empty one too) into a NUL-terminated buffer (free() it). Refuses
+ * anything else, and files over `limit` bytes. */
 tril_status file_read(const char *path, size_t limit, char **data, size_t *size,
                       struct tril_error *err);
 /* Reads all of a stream (standard input) up to `limit` bytes. */
@@ -27,7 +27,8 @@ void file_map_close(struct file_map *m);
 
 /* An atomic write: file_writer_open gives a stream on "path.tmp-PID"; file_writer_commit flushes,
  * fsyncs, renames it over `path` and fsyncs the folder; file_writer_abort removes it. A full disk
- * is reported by write or commit, and `path` keeps its old content. */
+ * is reported by write or commit, and `path` keeps its old content (and its permissions). A device
+ * or a pipe ("/dev/null") is written in place. */
 struct file_writer;
 tril_status file_writer_open(struct file_writer **out, const char *path, struct tril_error *err);
 tril_status file_writer_write(struct file_writer *w, const void *data, size_t size,

@@ -36,7 +36,7 @@ uint32_t random_u32(const struct random_key *key, uint64_t element);
 float random_uniform(const struct random_key *key, uint64_t element);
 /* Standard normal, Box-Muller on the pair of block numbers that holds `element`. */
 float random_normal(const struct random_key *key, uint64_t element);
-/* Unbiased integer in [0, n), n >= 1. */
+/* Unbiased integer in [0, n), n >= 1. Draws from block `element`: give it a key of its own. */
 uint64_t random_below(const struct random_key *key, uint64_t element, uint64_t n);
 
 #endif

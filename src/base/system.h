@@ -10,7 +10,8 @@ double clock_seconds(void); /* monotonic */
 /* Peak resident set of this process (VmHWM), and current anonymous memory (RssAnon); 0 unknown. */
 size_t memory_peak_rss(void);
 size_t memory_anonymous(void);
-size_t memory_total(void);        /* of the machine or the control group, whichever is smaller */
+size_t memory_total(void); /* of the machine or the control group, whichever is smaller */
+double cpu_quota(void);    /* processors' worth of time that the control group grants; 0 no limit */
 const char *cpu_model_name(void); /* "AMD EPYC ..." as the OS gives it; never NULL */
 bool stream_is_terminal(int fd);
 
