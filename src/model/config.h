@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "ops/ops.h"
+#include "tril/config.h"
 
 enum norm_kind { NORM_LAYERNORM, NORM_RMSNORM };
 enum ffn_kind { FFN_NONE, FFN_MLP, FFN_GATED };
@@ -58,19 +59,8 @@ tril_status model_config_preset(struct model_config *c, const char *name, struct
 /* "model3, nano, gpt2, ...": for messages and --help. */
 const char *model_config_preset_names(void);
 
-/* Overrides from the command line: fields < 0 (or NULL) are not given. Overriding heads or width
- * derives key/value heads, head width and FFN width anew unless those are given too. */
-struct model_overrides {
-    int64_t layers, dim, heads, kv_heads, head_dim, ffn, vocab, context;
-    double dropout, rope_theta, norm_eps;
-    const char *norm;        /* layernorm | rmsnorm */
-    const char *ffn_kind;    /* none | mlp | gated */
-    const char *activation;  /* relu | gelu | gelu-tanh | silu */
-    const char *position;    /* none | learned | rope | alibi */
-    int tied, qk_norm, bias; /* 0, 1, or -1 */
-};
-struct model_overrides model_overrides_none(void);
-tril_status model_config_override(struct model_config *c, const struct model_overrides *o,
+/* Overrides from the command line; see tril/config.h. */
+tril_status model_config_override(struct model_config *c, const struct tril_model_overrides *o,
                                   struct tril_error *err);
 
 /* Ranges, divisibility, sizes that overflow; names the field. */
