@@ -3,14 +3,7 @@
 #ifndef CLI_CLI_H
 #define CLI_CLI_H
 
-#define COMMAND_LIST(X)                                                                            \
-    X(train, "train a model on text, from scratch or from existing weights")                       \
-    X(eval, "loss, perplexity and bits per byte of a model on a text; logits and gradients")       \
-    X(generate, "continue a text")                                                                 \
-    X(tokenizer, "train, apply and describe byte-level BPE tokenizers")                            \
-    X(inspect, "parameters, FLOPs, memory and shapes of a model")                                  \
-    X(bench, "measure training, prefill, decoding and matrix products on this machine")            \
-    X(version, "what this build found: instruction sets, libraries")
+#define COMMAND_LIST(X) X(version, "what this build found: instruction sets, libraries")
 
 #define COMMAND_DECLARE(name, text) int cmd_##name(int argc, char **argv);
 COMMAND_LIST(COMMAND_DECLARE)

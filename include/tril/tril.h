@@ -1,0 +1,35 @@
+/* tril: train, look inside and serve causal language models. Includes every public header. */
+#ifndef TRIL_TRIL_H
+#define TRIL_TRIL_H
+
+#include "tril/config.h"
+#include "tril/error.h"
+#include "tril/train.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* "0.1.0" */
+const char *tril_version(void);
+
+/* What this build and this machine offer. Strings live as long as the process. */
+struct tril_build_info {
+    const char *version, *compiler;
+    const char *onednn;         /* its version, or NULL: built without */
+    const char *parallel;       /* "OpenMP" | "pthreads" */
+    const char *processor;      /* as the operating system names it */
+    const char *isa, *isa_best; /* level in use (TRIL_CPU forces it down), best of the machine */
+    int threads;
+};
+void tril_build_info_get(struct tril_build_info *info);
+
+/* Threads that everything uses; 0: all processors available. */
+void tril_threads_set(int threads);
+/* From now on SIGINT and SIGTERM end long calls in order (with ERR_INTERRUPTED). */
+void tril_signals_catch(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
