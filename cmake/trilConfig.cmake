@@ -1,0 +1,12 @@
+# find_package(tril) gives the target tril::tril. What to link stands in one place, tril.pc.
+get_filename_component(tril_pc_dir "${CMAKE_CURRENT_LIST_DIR}/../../pkgconfig" ABSOLUTE)
+set(tril_saved_path "$ENV{PKG_CONFIG_PATH}")
+set(ENV{PKG_CONFIG_PATH} "${tril_pc_dir}:$ENV{PKG_CONFIG_PATH}")
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(tril_pc REQUIRED QUIET tril)
+set(ENV{PKG_CONFIG_PATH} "${tril_saved_path}")
+if(NOT TARGET tril::tril)
+  add_library(tril::tril INTERFACE IMPORTED)
+  target_include_directories(tril::tril INTERFACE ${tril_pc_STATIC_INCLUDE_DIRS})
+  target_link_libraries(tril::tril INTERFACE ${tril_pc_STATIC_LDFLAGS})
+endif()
