@@ -17,9 +17,19 @@
 
 enum recompute { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL };
 
+/* Calls around the use of a layer's parameters (for sharded or offloaded parameters and for
+ * reductions that overlap the backward pass). Layers 0 .. L-1; -1 the embeddings; L the final norm
+ * and the head. Any may be NULL. A tied head's gradient is ready with -1. */
+struct parameter_hooks {
+    void *arg;
+    tril_status (*acquire)(void *arg, int layer, struct tril_error *err);
+    tril_status (*release)(void *arg, int layer, struct tril_error *err);
+    tril_status (*gradient_ready)(void *arg, int layer, struct tril_error *err);
+};
+
 /* Parameters in the backend's memory. Training: fp32 masters, fp32 gradients and (bf16) compute
- * copies, each one arena laid out by the table. Inference: compute copies only, linear weights kept
- * in packed form alone. */
+ * copies, each one arena laid out by the table. Inference: compute copies only, each row an
+ * allocation of its own, so that a linear weight can live in its packed form alone. */
 struct model {
     struct model_config config;
     struct param_table table;
@@ -28,12 +38,24 @@ struct model {
     bool training;
     float *master;              /* [table.elements] fp32, training only */
     float *gradient;            /* [table.elements] fp32, training only */
-    void *compute;              /* [table.elements] dtype; == master when fp32 */
-    struct weight *weights;     /* [table.count]; .value views the compute copy (rank-2 rows) */
-    float **vectors;            /* [table.count]; fp32 data of rank-1 rows */
+    void *compute;              /* [table.elements] dtype, training only; == master when fp32 */
+    void **rows;                /* [table.count]; inference: a row's own memory (NULL: released) */
+    struct weight *weights;     /* [table.count]; .value views the compute copy (matrix rows) */
+    float **vectors;            /* [table.count]; fp32 data of the other rows */
+    bool *prepared;             /* [table.count]; the row's packings exist */
+    int *index;                 /* row of (role, layer) or -1: model_row */
     float *rope_cos, *rope_sin; /* [context, R] or NULL */
     float *slopes;              /* [H] or NULL */
+    struct parameter_hooks hooks;
 };
+
+/* Index of a row in the table, or -1 when the configuration has none; layer -1 for rows outside
+ * blocks. */
+static inline int model_row(const struct model *m, enum param_role role, int layer) {
+    return m->index[(layer + 1) * PARAM_ROLE_COUNT + (int)role];
+}
+/* The row that holds the head: its own, or the token embedding when tied. */
+int model_head_row(const struct model *m);
 
 struct model_options {
     enum dtype dtype;
@@ -46,8 +68,22 @@ tril_status model_create(struct model **out, const struct model_config *config,
                          struct tril_error *err);
 void model_free(struct model *m); /* NULL is fine */
 
-/* Draws initial parameters (GPT-2's scheme): a function of seed, row and element only. */
+/* Draws initial parameters (GPT-2's scheme): a function of seed, row and element only. Ends with
+ * model_refresh. */
 tril_status model_init(struct model *m, uint64_t seed, struct tril_error *err);
+
+/* How loaders fill a model: elements begin .. begin + count of a row, in its logical layout, from
+ * host memory of any float dtype. Training models: masters and compute copy both. Then, when a row
+ * is complete, model_row_done builds its packings (and lets an inference model drop the plain
+ * copy): calling it row by row keeps the peak of memory low; model_refresh does the rest. */
+tril_status model_row_upload(struct model *m, int row, int64_t begin, int64_t count,
+                             const void *host, enum dtype t, struct tril_error *err);
+tril_status model_row_done(struct model *m, int row, struct tril_error *err);
+/* Elements of a master (training) as fp32 in host memory. */
+tril_status model_row_download(const struct model *m, int row, int64_t begin, int64_t count,
+                               float *host, struct tril_error *err);
+/* compute = masters, rounded (after something other than adamw's `copy` wrote the masters). */
+tril_status model_cast_masters(struct model *m, struct tril_error *err);
 /* Reads a Hugging Face directory: config, then weights (fp32, bf16, fp16; sharded; tied or not).
  * Missing, surplus or misshapen tensors are refused by name. */
 tril_status model_load(struct model **out, const char *dir, const struct model_options *options,
@@ -63,7 +99,7 @@ tril_status model_arena_write(const struct model *m, const float *const *arenas,
 tril_status model_arena_read(const struct model *m, float *const *arenas,
                              const char *const *prefixes, int count, const char *path,
                              struct tril_error *err);
-/* After an update of the masters / compute copies: rebuild packings. */
+/* After an update of the compute copies (fp32: of the masters): rebuilds packings. */
 tril_status model_refresh(struct model *m, struct tril_error *err);
 
 /* Keys and values of past tokens: contiguous, `slots` sequences of up to `capacity` tokens. */
@@ -72,11 +108,15 @@ struct kv_cache {
     void *k, *v; /* [layers][slots * capacity, K, d] */
     enum dtype dtype;
     int64_t slots, capacity, layers, kv_heads, head_dim;
-    int32_t *length; /* host, [slots]: tokens held */
+    int32_t *length; /* host, [slots]: tokens held; lower it to forget a sequence's end */
+    bool *busy;      /* host, [slots]: in the call being checked */
 };
 tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_t slots,
                             int64_t capacity, enum dtype dtype, struct tril_error *err);
-void kv_cache_free(struct kv_cache *c);
+void kv_cache_free(struct kv_cache *c); /* NULL is fine */
+/* Bytes that kv_cache_create would allocate in the backend's memory. */
+int64_t kv_cache_bytes(const struct model_config *c, int64_t slots, int64_t capacity,
+                       enum dtype dtype);
 
 /* One call's input, all host memory. Sequence s owns tokens offsets[s] .. offsets[s+1]. */
 struct batch {
@@ -96,7 +136,7 @@ struct batch {
 struct workspace;
 struct workspace_options {
     int64_t max_tokens, max_sequences;
-    int64_t max_rows; /* logits rows at once (inference) */
+    int64_t max_rows; /* logits rows at once (inference); 0: as many as fit in a few tens of MB */
     bool backward;
     enum recompute recompute;
 };
