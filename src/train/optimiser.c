@@ -1,0 +1,80 @@
+/* Global-norm clipping and AdamW: the arena's decayed rows first, then the rest. */
+#include "train/optimiser.h"
+
+#include <math.h>
+
+tril_status optimiser_create(struct optimiser *o, struct model *m,
+                             const struct adamw_params *params, float clip,
+                             struct tril_error *err) {
+    const struct backend *b = m->ctx->backend;
+    int64_t bytes = m->table.elements * (int64_t)sizeof(float);
+    tril_status st = TRIL_OK;
+    *o = (struct optimiser){.model = m, .adamw = *params, .clip = clip};
+    TRY(b->alloc((void **)&o->mean, bytes, true, "the optimiser's first moments", err));
+    TRY(b->alloc((void **)&o->square, bytes, true, "the optimiser's second moments", err));
+    TRY(b->alloc((void **)&o->hyper, HYPER_COUNT * sizeof(float), true, "the step's scalars", err));
+    TRY(b->alloc((void **)&o->total, sizeof(double), true, "the gradient norm", err));
+done:
+    if (st != TRIL_OK)
+        optimiser_free(o);
+    return st;
+}
+
+void optimiser_free(struct optimiser *o) {
+    if (!o->model)
+        return;
+    const struct backend *b = o->model->ctx->backend;
+    b->release(o->mean);
+    b->release(o->square);
+    b->release(o->hyper);
+    b->release(o->total);
+    *o = (struct optimiser){0};
+}
+
+/* AdamW over elements [begin, begin + count) of the arenas. */
+static tril_status update_range(struct optimiser *o, int64_t begin, int64_t count, bool decayed,
+                                struct tril_error *err) {
+    struct model *m = o->model;
+    struct adamw_params params = o->adamw;
+    struct tensor copy = tensor_none();
+    if (count == 0)
+        return TRIL_OK;
+    if (!decayed)
+        params.decay = 0;
+    /* Only matrices have compute copies, and only matrices are decayed. */
+    if (decayed && m->compute != (void *)m->master)
+        copy =
+            tensor_1d((char *)m->compute + begin * (int64_t)dtype_size(m->dtype), m->dtype, count);
+    return adamw(m->ctx, tensor_1d(m->master + begin, DT_F32, count),
+                 tensor_1d(m->gradient + begin, DT_F32, count),
+                 tensor_1d(o->mean + begin, DT_F32, count),
+                 tensor_1d(o->square + begin, DT_F32, count), copy,
+                 tensor_1d(o->hyper, DT_F32, HYPER_COUNT), params, err);
+}
+
+tril_status optimiser_step(struct optimiser *o, int64_t t, double lr, double *grad_norm,
+                           bool *applied, struct tril_error *err) {
+    struct model *m = o->model;
+    struct op_context *ctx = m->ctx;
+    const struct backend *b = ctx->backend;
+    int64_t n = m->table.elements, decayed = m->table.decay_elements;
+    float hyper[HYPER_COUNT] = {0};
+    tril_status st = TRIL_OK;
+    hyper[HYPER_LR] = (float)lr;
+    hyper[HYPER_CORRECTION1] = (float)(1 / (1 - pow(o->adamw.beta1, (double)t)));
+    hyper[HYPER_CORRECTION2] = (float)(1 / (1 - pow(o->adamw.beta2, (double)t)));
+    TRY(b->upload(ctx, o->hyper, hyper, sizeof hyper, err));
+    TRY(b->fill_zero(ctx, o->total, sizeof(double), err));
+    TRY(sum_squares(ctx, tensor_1d(m->gradient, DT_F32, n), tensor_1d(o->total, DT_F64, 1), err));
+    TRY(clip_factor(ctx, tensor_1d(o->total, DT_F64, 1), tensor_1d(o->hyper, DT_F32, HYPER_COUNT),
+                    o->clip, 1.0f, err));
+    TRY(update_range(o, 0, decayed, true, err));
+    TRY(update_range(o, decayed, n - decayed, false, err));
+    TRY(b->fill_zero(ctx, m->gradient, n * (int64_t)sizeof(float), err));
+    TRY(model_refresh(m, err));
+    TRY(b->download(ctx, hyper, o->hyper, sizeof hyper, err));
+    *grad_norm = hyper[HYPER_GRAD_NORM];
+    *applied = hyper[HYPER_FOUND_INF] == 0;
+done:
+    return st;
+}
