@@ -129,9 +129,9 @@ static unsigned circumstances(const struct model_config *c, enum dtype act,
     f |= c->qk_norm ? FOR_QK_NORM : 0;
     f |= c->ffn_kind != FFN_NONE ? FOR_FFN : 0;
     f |= c->ffn_kind == FFN_GATED ? FOR_GATED : 0;
-    f |= c->dropout > 0 ? FOR_DROPOUT : 0;
+    f |= model_config_drops(c) ? FOR_DROPOUT : 0;
     f |= c->final_norm ? FOR_FINAL_NORM : 0;
-    f |= act != DT_F32 || c->dropout > 0 ? FOR_CAST : 0;
+    f |= act != DT_F32 || model_config_drops(c) ? FOR_CAST : 0;
     f |= o->backward || c->ffn_kind == FFN_GATED ? FOR_PRE : 0;
     return f;
 }

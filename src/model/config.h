@@ -48,11 +48,18 @@ struct model_config {
     bool tied;            /* the head is the token embedding */
     bool scale_by_layer;  /* GPT-2's scale_attn_by_inverse_layer_idx */
     bool scale_attention; /* false: scores are not divided by sqrt(d) */
-    float dropout;  /* one probability: embeddings, attention, residual branches; training only */
+    /* Dropout probabilities, training only: of the embeddings, of the attention weights, and of
+     * what each branch adds to the residual stream. */
+    float dropout_embedding, dropout_attention, dropout_residual;
     float init_std; /* 0.02; residual projections get init_std / sqrt(2 L) */
 
     int64_t bos_id, eos_id; /* -1: none */
 };
+
+/* Whether training drops anything. */
+static inline bool model_config_drops(const struct model_config *c) {
+    return c->dropout_embedding > 0 || c->dropout_attention > 0 || c->dropout_residual > 0;
+}
 
 /* Presets: model3, nano, gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-110m, llama-1b. */
 tril_status model_config_preset(struct model_config *c, const char *name, struct tril_error *err);

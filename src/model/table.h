@@ -61,6 +61,9 @@ struct param_table {
     int count;
     int64_t elements;       /* all, each padded to 16 elements */
     int64_t decay_elements; /* the first so many are decayed */
+    /* For param_find: the row of each role (in a block: that of layer 0), or -1; rows per block. */
+    int row_of[PARAM_ROLE_COUNT];
+    int rows_per_layer;
 };
 
 /* Names follow model_config_type(): GPT-2's, Llama's, or (for "tril") Llama's with additions. */
