@@ -61,11 +61,13 @@ enum op_role { ARG_IN, ARG_OUT, ARG_ACCUMULATE /* read and added to */, ARG_INOU
 
 struct op_arg {
     const char *name;  /* "x", "dy", ...: a backward's "dx" is the gradient of its forward's "x" */
-    const char *shape; /* symbols separated by blanks: "N D", "S+1", "N 2F", "1" */
+    const char *shape; /* symbols separated by blanks: "N D", "S+1", "N 2F", "1"; alternatives by
+                          '|' ("N D|N H D"): one call uses the same alternative for all arguments */
     enum op_role role;
     unsigned dtypes;      /* mask of DT_MASK */
     bool optional;        /* data may be NULL */
     bool strided;         /* any strides with last 1; otherwise the tensor must be dense */
+    bool act;             /* all such arguments of one call have the same dtype */
     const char *index_of; /* integers in [0, that symbol's size), e.g. "V"; or NULL */
 };
 
@@ -73,9 +75,13 @@ struct op_arg {
 struct op_case {
     const char *label;
     int64_t size[128]; /* by symbol letter, e.g. size['N'] */
-    unsigned char params[192];
-    unsigned absent; /* bit i: optional argument i is left out */
-    enum dtype act;  /* dtype for arguments that allow more than one */
+    _Alignas(16) unsigned char params[192];
+    unsigned absent;                  /* bit i: optional argument i is left out */
+    unsigned strided;                 /* bit i: argument i has gaps between its rows */
+    int variant;                      /* which alternative of the shapes */
+    enum dtype act;                   /* dtype for arguments that allow more than one */
+    unsigned char dtype[OP_MAX_ARGS]; /* per argument instead of act: dtype + 1; 0: act */
+    unsigned char alias[OP_MAX_ARGS]; /* argument i shares argument alias[i] - 1's memory; 0: not */
 };
 
 struct op_info {
@@ -93,14 +99,26 @@ struct op_info {
     double (*flops)(const struct tensor *args, const void *params);
     /* Longest sum behind one output (sizes the tolerance); NULL: 1. */
     double (*reduction)(const struct tensor *args, const void *params);
+    /* What the description cannot say (2R <= d, H a multiple of K); NULL: nothing. */
+    tril_status (*check)(const struct tensor *args, const void *params, struct tril_error *err);
+    /* The role of argument i where it depends on the call; NULL: args[i].role. */
+    enum op_role (*role)(int i, const struct tensor *args, const void *params);
+    /* Bytes that a call must at least move, where tables are read only in part; NULL: see op_bytes.
+     */
+    double (*bytes)(const struct tensor *args, const void *params);
+    /* Intermediate factors of a product may be rounded to the activations' dtype (the probabilities
+     * in flash attention): the tolerance then uses that dtype's epsilon. */
+    bool rounds_intermediates;
 };
 
 const struct op_info *op_info_get(enum op_id id);
-/* Bytes that a call must at least move: every argument once. */
-double op_bytes(enum op_id id, const struct tensor *args);
+/* Bytes that a call must at least move: every argument once, those read and written twice. */
+double op_bytes(enum op_id id, const struct tensor *args, const void *params);
 
 /* Checks args against the description (shapes consistent, dtypes allowed, dense where required) and
- * runs the operation: the backend's slot, or the reference if ctx->reference. */
+ * runs the operation: the backend's slot, or the reference if ctx->reference. An absent argument is
+ * one whose data is NULL and whose shape is not empty. References also take every float argument as
+ * DT_F64, all of a call at once: then they are exact enough for finite differences. */
 tril_status op_call(struct op_context *ctx, enum op_id id, const struct tensor *args,
                     const void *params, struct tril_error *err);
 
@@ -117,7 +135,8 @@ struct weight {
 enum {
     WEIGHT_FORWARD = 1,  /* linear_forward will be called */
     WEIGHT_BACKWARD = 2, /* linear_backward_input will be called */
-    WEIGHT_STATIC = 4    /* never updated: `value` may be released by the caller after prepare */
+    WEIGHT_STATIC = 4 /* never updated: where prepare needs `value` no longer it sets value.data to
+                         NULL (the shape stays), and the caller may release that memory */
 };
 
 struct backend {
@@ -169,6 +188,7 @@ tril_status embed_backward(struct op_context *ctx, struct tensor tokens, struct 
 struct norm_params {
     float eps;
     float gain_offset;
+    bool overwrite; /* backward: an fp32 dx is overwritten too (qk-norm on fp32 activations) */
 };
 tril_status layernorm_forward(struct op_context *ctx, struct tensor x, struct tensor gain,
                               struct tensor bias, struct tensor y, struct tensor mean,
@@ -196,6 +216,7 @@ struct linear_params {
     enum activation activation;
     const struct weight *weight; /* the same matrix as args' w, with its packings; may be NULL */
 };
+/* (linear_backward_input takes linear_params too, of which it uses only weight.) */
 tril_status linear_forward(struct op_context *ctx, struct tensor x, const struct weight *w,
                            struct tensor bias, struct tensor residual, struct tensor y,
                            struct tensor pre, enum activation activation, struct tril_error *err);
@@ -256,11 +277,15 @@ tril_status attention_backward(struct op_context *ctx, struct tensor q, struct t
                                const struct attention_params *p, struct tril_error *err);
 
 /* y = act(x), dx = dy * act'(x): [N, F] act; y may alias x, dx may alias dy. */
+struct activation_params {
+    enum activation activation;
+};
 tril_status activation_forward(struct op_context *ctx, struct tensor x, struct tensor y,
                                enum activation a, struct tril_error *err);
 tril_status activation_backward(struct op_context *ctx, struct tensor dy, struct tensor x,
                                 struct tensor dx, enum activation a, struct tril_error *err);
-/* Gated unit (Shazeer 2020): x [N, 2F] = (gate | up), y [N, F] = act(gate) * up; dx [N, 2F]. */
+/* Gated unit (Shazeer 2020): x [N, 2F] = (gate | up), y [N, F] = act(gate) * up; dx [N, 2F], which
+ * may alias x. */
 tril_status gated_forward(struct op_context *ctx, struct tensor x, struct tensor y,
                           enum activation a, struct tril_error *err);
 tril_status gated_backward(struct op_context *ctx, struct tensor dy, struct tensor x,
@@ -285,6 +310,9 @@ tril_status dropout_backward(struct op_context *ctx, struct tensor dy, struct te
  * loss: row_loss[n] = log(sum) + maximum - target, or 0 if ignored; total f64 [2] += (sum, count).
  * backward: dlogits [N, V] act = scale * (softmax - onehot), 0 for ignored rows; may alias logits
  * if the dtypes are equal. */
+struct cross_entropy_params { /* of cross_entropy_backward; the others take none */
+    float scale;
+};
 tril_status cross_entropy_forward(struct op_context *ctx, struct tensor logits,
                                   struct tensor targets, struct tensor maximum, struct tensor sum,
                                   struct tensor target, struct tril_error *err);
@@ -295,17 +323,21 @@ tril_status cross_entropy_backward(struct op_context *ctx, struct tensor logits,
                                    struct tensor targets, struct tensor maximum, struct tensor sum,
                                    struct tensor dlogits, float scale, struct tril_error *err);
 
-/* cache[rows[n]] = x[n], converting: x [N, K, d] act strided, rows i32 [N], cache [M, K, d]. */
+/* cache[rows[n]] = x[n], converting: x [N, K, d] act strided, rows i32 [N], all different, cache
+ * [M, K, d]. */
 tril_status cache_store(struct op_context *ctx, struct tensor x, struct tensor rows,
                         struct tensor cache, struct tril_error *err);
 /* y[r] = x[rows[r]]: x [N, D], rows i32 [R], y [R, D] (converting). scatter_rows: y[rows[r]] =
- * x[r]. */
+ * x[r], the rows all different; the other rows of y stay. */
 tril_status gather_rows(struct op_context *ctx, struct tensor x, struct tensor rows,
                         struct tensor y, struct tril_error *err);
 tril_status scatter_rows(struct op_context *ctx, struct tensor x, struct tensor rows,
                          struct tensor y, struct tril_error *err);
 
 /* y = x converted (any float dtypes), and y += alpha * x (y fp32), over [N]. */
+struct accumulate_params {
+    float alpha;
+};
 tril_status cast(struct op_context *ctx, struct tensor x, struct tensor y, struct tril_error *err);
 tril_status accumulate(struct op_context *ctx, struct tensor x, struct tensor y, float alpha,
                        struct tril_error *err);
@@ -323,6 +355,9 @@ enum {
     HYPER_GRAD_NORM,   /* out: the norm before clipping, for the log */
     HYPER_FOUND_INF,   /* out: 1 if the norm is not finite; adamw then does nothing */
     HYPER_COUNT = 8
+};
+struct clip_params {
+    float limit, unscale;
 };
 /* norm = sqrt(total) * unscale; hyper[GRAD_NORM] = norm; hyper[GRAD_SCALE] = unscale * min(1,
  * limit / (norm + 1e-6)) (limit <= 0: no clipping); hyper[FOUND_INF] = not finite. */
