@@ -152,8 +152,11 @@ static tril_status make_model(struct trainer *t, struct tril_error *err) {
                            from, t->model->config.vocab, tokenizer_vocab_size(t->tokenizer));
             goto done;
         }
-        if (o->overrides.dropout >= 0)
-            t->model->config.dropout = (float)o->overrides.dropout;
+        if (o->overrides.dropout >= 0) {
+            struct model_config *m = &t->model->config;
+            m->dropout_embedding = m->dropout_attention = m->dropout_residual =
+                (float)o->overrides.dropout;
+        }
     } else {
         TRY(make_config(t, &config, err));
         TRY(model_create(&t->model, &config, &options, t->env->ctx, err));
