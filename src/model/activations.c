@@ -129,9 +129,9 @@ static unsigned circumstances(const struct model_config *c, enum dtype act,
     f |= c->qk_norm ? FOR_QK_NORM : 0;
     f |= c->ffn_kind != FFN_NONE ? FOR_FFN : 0;
     f |= c->ffn_kind == FFN_GATED ? FOR_GATED : 0;
-    f |= model_config_drops(c) ? FOR_DROPOUT : 0;
+    f |= c->dropout_residual > 0 ? FOR_DROPOUT : 0;
     f |= c->final_norm ? FOR_FINAL_NORM : 0;
-    f |= act != DT_F32 || model_config_drops(c) ? FOR_CAST : 0;
+    f |= act == DT_BF16 || c->dropout_residual > 0 ? FOR_CAST : 0;
     f |= o->backward || c->ffn_kind == FFN_GATED ? FOR_PRE : 0;
     return f;
 }
@@ -193,7 +193,8 @@ tril_status activation_layout_make(struct activation_layout *l, const struct mod
                          "1 and at most %d",
                          (long long)o->max_tokens, (long long)o->max_sequences, INT32_MAX / 16);
     /* Backward overwrites the logits with their gradient, so both have the compute dtype. */
-    enum dtype logits = o->backward ? act : DT_F32;
+    enum dtype wide = act == DT_F64 ? DT_F64 : DT_F32;
+    enum dtype logits = o->backward ? act : wide;
     if (!o->backward && o->max_rows)
         l->head_rows = o->max_rows < o->max_tokens ? o->max_rows : o->max_tokens;
     else
@@ -222,8 +223,7 @@ tril_status activation_layout_make(struct activation_layout *l, const struct mod
         l->present[i] = (r->needs & ~now) == 0;
         if (!l->present[i])
             continue;
-        static const enum dtype fixed[] = {
-            [TYPE_F32] = DT_F32, [TYPE_F64] = DT_F64, [TYPE_I32] = DT_I32};
+        const enum dtype fixed[] = {[TYPE_F32] = wide, [TYPE_F64] = DT_F64, [TYPE_I32] = DT_I32};
         enum dtype t = i == A_LOGITS ? logits : r->type == TYPE_ACT ? act : fixed[r->type];
         int64_t a = size[(unsigned char)r->shape[0]];
         int64_t b = r->shape[1] ? size[(unsigned char)r->shape[2]] : 1;

@@ -43,7 +43,6 @@ struct model {
     struct weight *weights;     /* [table.count]; .value views the compute copy (matrix rows) */
     float **vectors;            /* [table.count]; fp32 data of the other rows */
     bool *prepared;             /* [table.count]; the row's packings exist */
-    int *index;                 /* row of (role, layer) or -1: model_row */
     float *rope_cos, *rope_sin; /* [context, R] or NULL */
     float *slopes;              /* [H] or NULL */
     struct parameter_hooks hooks;
@@ -51,16 +50,20 @@ struct model {
 
 /* Index of a row in the table, or -1 when the configuration has none; layer -1 for rows outside
  * blocks. */
-static inline int model_row(const struct model *m, enum param_role role, int layer) {
-    return m->index[(layer + 1) * PARAM_ROLE_COUNT + (int)role];
-}
+int model_row(const struct model *m, enum param_role role, int layer);
 /* The row that holds the head: its own, or the token embedding when tied. */
 int model_head_row(const struct model *m);
 
+/* dtype fp32 or bf16. DT_F64 is for finite differences on the reference backend: everything that is
+ * otherwise fp32 (masters, gradients, the residual stream, tables) is then double. */
 struct model_options {
     enum dtype dtype;
     bool training;
 };
+/* fp32, or double in a DT_F64 model: the dtype of masters, gradients, vectors, the residual. */
+static inline enum dtype model_wide(const struct model *m) {
+    return m->dtype == DT_F64 ? DT_F64 : DT_F32;
+}
 
 /* Allocates; parameters are zero until model_init or model_load fills them. */
 tril_status model_create(struct model **out, const struct model_config *config,

@@ -1,0 +1,317 @@
+/* The forward pass, one function per part of a layer.
+ *
+ *   x [N, D] fp32 is the residual stream; everything between a norm and the next residual addition
+ *   is in the compute dtype ("act"). A training pass keeps what the activation table says; an
+ *   inference pass reuses one set of buffers and adds to x in place. */
+#include <math.h>
+
+#include "model/internal.h"
+
+/* ------------------------------------------------------------------ helpers */
+
+tril_status norm_forward(struct pass *p, struct norm_site site, struct tensor x, struct tensor y,
+                         struct tensor mean, struct tensor rstd, struct tril_error *err) {
+    struct norm_params params = {.eps = p->m->config.norm_eps};
+    struct tensor gain = param_vector(p->m, site.gain, site.layer);
+    if (p->m->config.norm == NORM_RMSNORM)
+        return rmsnorm_forward(p->ctx, x, gain, y, rstd, params, err);
+    struct tensor bias = param_vector(p->m, site.bias, site.layer);
+    return layernorm_forward(p->ctx, x, gain, bias, y, mean, rstd, params, err);
+}
+
+/* Channels [begin, begin + heads * d) of t [N, ...] as [N, heads, d]. */
+static struct tensor heads_view(struct tensor t, int64_t begin, int64_t heads, int64_t d) {
+    struct tensor h = t;
+    h.data = (char *)t.data + (size_t)begin * dtype_size(t.dtype);
+    h.rank = 3;
+    h.shape[1] = heads;
+    h.shape[2] = d;
+    h.stride[1] = d;
+    h.stride[2] = 1;
+    return h;
+}
+
+struct qkv_views qkv_views_make(const struct pass *p, int layer) {
+    const struct model_config *c = &p->m->config;
+    const int64_t d = c->head_dim, H = c->heads, K = c->kv_heads;
+    struct tensor qkv = activation_view(p->w, A_QKV, layer, p->N);
+    struct qkv_views v = {0};
+    v.q = v.raw_q = heads_view(qkv, 0, H, d);
+    v.k = v.raw_k = heads_view(qkv, H * d, K, d);
+    v.v = heads_view(qkv, (H + K) * d, K, d);
+    if (c->qk_norm) {
+        struct tensor qk = activation_view(p->w, A_QK, layer, p->N);
+        v.q = heads_view(qk, 0, H, d);
+        v.k = heads_view(qk, H * d, K, d);
+        v.q_rstd = activation_view(p->w, A_Q_RSTD, layer, p->N);
+        v.k_rstd = activation_view(p->w, A_K_RSTD, layer, p->N);
+    }
+    return v;
+}
+
+struct qkv_views qkv_gradient_views(const struct pass *p) {
+    const struct model_config *c = &p->m->config;
+    const int64_t d = c->head_dim, H = c->heads, K = c->kv_heads;
+    struct tensor dqkv = activation_view(p->w, A_DQKV, 0, p->N);
+    return (struct qkv_views){.q = heads_view(dqkv, 0, H, d),
+                              .k = heads_view(dqkv, H * d, K, d),
+                              .v = heads_view(dqkv, (H + K) * d, K, d)};
+}
+
+struct attention_params attention_params_make(const struct pass *p, int layer) {
+    const struct model_config *c = &p->m->config;
+    double scale = c->scale_attention ? 1.0 / sqrt((double)c->head_dim) : 1.0;
+    if (c->scale_by_layer)
+        scale /= layer + 1;
+    struct attention_params a = {.scale = (float)scale,
+                                 .causal = true,
+                                 .max_q = p->max_q,
+                                 .max_kv = p->max_kv,
+                                 .dropout = p->keep ? c->dropout_attention : 0,
+                                 .key = p->key};
+    a.key.layer = (uint32_t)layer;
+    a.key.op = RANDOM_DROPOUT_ATTENTION;
+    return a;
+}
+
+struct dropout_params dropout_params_make(const struct pass *p, enum random_use use, int layer) {
+    const struct model_config *c = &p->m->config;
+    struct dropout_params d = {.key = p->key};
+    if (p->keep)
+        d.p = use == RANDOM_DROPOUT_EMBED ? c->dropout_embedding : c->dropout_residual;
+    d.key.layer = (uint32_t)layer;
+    d.key.op = use;
+    return d;
+}
+
+/* The end of a branch: out = x + dropout(in W^T + bias). in [rows, I] act; x, out [rows, D] fp32,
+ * which may be the same. */
+static tril_status branch_end(struct pass *p, int layer, enum param_role weight,
+                              enum param_role bias, enum random_use use, struct tensor in,
+                              struct tensor x, struct tensor out, struct tril_error *err) {
+    tril_status st;
+    const struct weight *w = param_weight(p->m, weight, layer);
+    struct tensor b = param_vector(p->m, bias, layer);
+    struct dropout_params drop = dropout_params_make(p, use, layer);
+    if (!(drop.p > 0))
+        return linear_forward(p->ctx, in, w, b, x, out, tensor_none(), ACT_NONE, err);
+    struct tensor branch = activation_view(p->w, A_BRANCH, layer, in.shape[0]); /* [N, D] act */
+    TRY(linear_forward(p->ctx, in, w, b, tensor_none(), branch, tensor_none(), ACT_NONE, err));
+    TRY(dropout_forward(p->ctx, branch, x, p->step, out, drop, err));
+done:
+    return st;
+}
+
+/* ------------------------------------------------------------------ attention */
+
+/* norm 1, QKV, qk-norm, RoPE: x [N, D] -> q [N, H, d], k, v [N, K, d]. */
+static tril_status qkv_forward(struct pass *p, int l, struct tensor x, struct qkv_views *v,
+                               struct tril_error *err) {
+    tril_status st;
+    const struct model *m = p->m;
+    struct workspace *w = p->w;
+    struct tensor mean = activation_view(w, A_MEAN1, l, p->N);  /* [N] */
+    struct tensor rstd = activation_view(w, A_RSTD1, l, p->N);  /* [N] */
+    struct tensor norm1 = activation_view(w, A_NORM1, l, p->N); /* [N, D] act */
+    struct tensor qkv = activation_view(w, A_QKV, l, p->N);     /* [N, (H + 2K) d] act */
+    *v = qkv_views_make(p, l);
+
+    TRY(norm_forward(p, (struct norm_site){PARAM_NORM1_GAIN, PARAM_NORM1_BIAS, l}, x, norm1, mean,
+                     rstd, err));
+    hook(p, l, "norm 1", norm1);
+    TRY(linear_forward(p->ctx, norm1, param_weight(m, PARAM_QKV, l),
+                       param_vector(m, PARAM_QKV_BIAS, l), tensor_none(), qkv, tensor_none(),
+                       ACT_NONE, err));
+    hook(p, l, "attention / qkv", qkv);
+    if (m->config.qk_norm) {
+        struct norm_params params = {.eps = m->config.norm_eps};
+        TRY(rmsnorm_forward(p->ctx, v->raw_q, param_vector(m, PARAM_Q_NORM, l), v->q, v->q_rstd,
+                            params, err));
+        TRY(rmsnorm_forward(p->ctx, v->raw_k, param_vector(m, PARAM_K_NORM, l), v->k, v->k_rstd,
+                            params, err));
+    }
+    if (m->rope_cos) {
+        enum dtype t = model_wide(m);
+        struct tensor c = tensor_2d(m->rope_cos, t, m->config.context, m->config.rope_dim / 2);
+        struct tensor s = tensor_2d(m->rope_sin, t, m->config.context, m->config.rope_dim / 2);
+        TRY(rope_forward(p->ctx, v->q, p->positions, c, s, (struct rope_params){0}, err));
+        TRY(rope_forward(p->ctx, v->k, p->positions, c, s, (struct rope_params){0}, err));
+    }
+    hook(p, l, "attention / q", v->q);
+    hook(p, l, "attention / k", v->k);
+    hook(p, l, "attention / v", v->v);
+done:
+    return st;
+}
+
+/* k and v to their rows of the cache, which then stands in their place: [slots * capacity, K, d].
+ */
+static tril_status cache_forward(struct pass *p, int l, struct qkv_views *v,
+                                 struct tril_error *err) {
+    tril_status st;
+    const struct kv_cache *c = p->batch->cache;
+    int64_t rows = c->slots * c->capacity;
+    size_t layer = (size_t)(rows * c->kv_heads * c->head_dim) * dtype_size(c->dtype);
+    struct tensor k =
+        tensor_3d((char *)c->k + (size_t)l * layer, c->dtype, rows, c->kv_heads, c->head_dim);
+    struct tensor values = k;
+    values.data = (char *)c->v + (size_t)l * layer;
+    TRY(cache_store(p->ctx, v->k, p->cache_rows, k, err));
+    TRY(cache_store(p->ctx, v->v, p->cache_rows, values, err));
+    v->k = k;
+    v->v = values;
+done:
+    return st;
+}
+
+/* x [N, D] -> heads [N, H d] act, the attention's output before its projection. */
+static tril_status heads_forward(struct pass *p, int l, struct tensor x, struct tensor heads,
+                                 struct tril_error *err) {
+    tril_status st;
+    const struct model_config *c = &p->m->config;
+    struct qkv_views v;
+    struct attention_params a = attention_params_make(p, l);
+    struct tensor slopes =
+        p->m->slopes ? tensor_1d(p->m->slopes, model_wide(p->m), c->heads) : tensor_none();
+    TRY(qkv_forward(p, l, x, &v, err));
+    if (p->batch->cache)
+        TRY(cache_forward(p, l, &v, err));
+    if (p->wanted == 0 && l == c->layers - 1)
+        goto done; /* only the cache was to be filled */
+    TRY(attention_forward(p->ctx, v.q, v.k, v.v, p->offsets, p->kv_start, p->kv_length,
+                          tensor_none(), slopes, p->step,
+                          heads_view(heads, 0, c->heads, c->head_dim),
+                          activation_view(p->w, A_LSE, l, p->N), &a, err));
+    hook(p, l, "attention / heads", heads);
+done:
+    return st;
+}
+
+/* ------------------------------------------------------------------ FFN */
+
+/* norm 2, first matrix, activation: x [rows, D] fp32 -> hidden [rows, F] act. */
+static tril_status hidden_forward(struct pass *p, int l, struct tensor x, struct tensor hidden,
+                                  struct tril_error *err) {
+    tril_status st;
+    const struct model *m = p->m;
+    const struct weight *up = param_weight(m, PARAM_FFN_UP, l);
+    const int64_t rows = x.shape[0];
+    const enum activation activation = m->config.activation;
+    struct tensor bias = param_vector(m, PARAM_FFN_UP_BIAS, l);
+    struct tensor mean = activation_view(p->w, A_MEAN2, l, rows);  /* [N] */
+    struct tensor rstd = activation_view(p->w, A_RSTD2, l, rows);  /* [N] */
+    struct tensor norm2 = activation_view(p->w, A_NORM2, l, rows); /* [N, D] act */
+    struct tensor pre = activation_view(p->w, A_PRE, l, rows);     /* [N, F or 2F] act, or absent */
+
+    TRY(norm_forward(p, (struct norm_site){PARAM_NORM2_GAIN, PARAM_NORM2_BIAS, l}, x, norm2, mean,
+                     rstd, err));
+    hook(p, l, "norm 2", norm2);
+    if (m->config.ffn_kind == FFN_GATED) {
+        TRY(linear_forward(p->ctx, norm2, up, bias, tensor_none(), pre, tensor_none(), ACT_NONE,
+                           err));
+        hook(p, l, "ffn / gate and up", pre);
+        TRY(gated_forward(p->ctx, pre, hidden, activation, err));
+    } else if (pre.data) {
+        /* Not fused: recomputation must find the same bits from the stored pre-activation. */
+        TRY(linear_forward(p->ctx, norm2, up, bias, tensor_none(), pre, tensor_none(), ACT_NONE,
+                           err));
+        hook(p, l, "ffn / up", pre);
+        TRY(activation_forward(p->ctx, pre, hidden, activation, err));
+    } else {
+        TRY(linear_forward(p->ctx, norm2, up, bias, tensor_none(), hidden, tensor_none(),
+                           activation, err));
+    }
+    hook(p, l, "ffn / hidden", hidden);
+done:
+    return st;
+}
+
+/* ------------------------------------------------------------------ layers */
+
+/* From here on the last layer needs only the rows whose logits are wanted. */
+static tril_status gather_wanted(struct pass *p, struct tensor *x, struct tensor *heads,
+                                 struct tril_error *err) {
+    tril_status st;
+    struct tensor rows_x = activation_view(p->w, A_ROWS_X, 0, p->wanted);
+    struct tensor rows_heads = activation_view(p->w, A_ROWS_HEADS, 0, p->wanted);
+    TRY(gather_rows(p->ctx, *x, p->rows, rows_x, err));
+    TRY(gather_rows(p->ctx, *heads, p->rows, rows_heads, err));
+    *x = rows_x;
+    *heads = rows_heads;
+done:
+    return st;
+}
+
+tril_status layer_forward(struct pass *p, int l, bool again, struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    const bool ffn = p->m->config.ffn_kind != FFN_NONE;
+    struct tensor x = activation_view(p->w, A_X, l, p->N);             /* [N, D] fp32 */
+    struct tensor heads = activation_view(p->w, A_ATTENTION, l, p->N); /* [N, H d] act */
+    TRY(heads_forward(p, l, x, heads, err));
+    if (again && !ffn)
+        goto done;
+    if (l == p->m->config.layers - 1 && !p->keep) {
+        if (p->wanted == 0)
+            goto done;
+        if (p->gather_early)
+            TRY(gather_wanted(p, &x, &heads, err));
+    }
+    /* Where x is kept, each addition goes to a buffer of its own; otherwise it is in place. */
+    const bool kept = p->w->options.backward;
+    struct tensor next = kept ? activation_view(p->w, A_X, l + 1, p->N) : x;
+    struct tensor mid = kept && ffn ? activation_view(p->w, A_MID, l, p->N) : next;
+    TRY(branch_end(p, l, PARAM_ATTENTION_OUT, PARAM_ATTENTION_OUT_BIAS,
+                   RANDOM_DROPOUT_RESIDUAL_ATTENTION, heads, x, mid, err));
+    hook(p, l, "x after attention", mid);
+    if (ffn) {
+        struct tensor hidden = activation_view(p->w, A_HIDDEN, l, mid.shape[0]); /* [N, F] act */
+        TRY(hidden_forward(p, l, mid, hidden, err));
+        if (again)
+            goto done;
+        TRY(branch_end(p, l, PARAM_FFN_DOWN, PARAM_FFN_DOWN_BIAS, RANDOM_DROPOUT_RESIDUAL_FFN,
+                       hidden, mid, next, err));
+        hook(p, l, "x after ffn", next);
+    }
+done:
+    return st;
+}
+
+tril_status layers_forward(struct pass *p, struct tril_error *err) {
+    tril_status st;
+    const struct model *m = p->m;
+    const struct weight *wpe = param_weight(m, PARAM_POSITION_EMBEDDING, -1);
+    struct tensor x = activation_view(p->w, A_X, 0, p->N); /* [N, D] fp32 */
+    TRY(layer_acquire(m, -1, err));
+    TRY(embed_forward(p->ctx, p->ids, wpe ? p->positions : tensor_none(),
+                      param_weight(m, PARAM_TOKEN_EMBEDDING, -1)->value,
+                      wpe ? wpe->value : tensor_none(), x, err));
+    struct dropout_params drop = dropout_params_make(p, RANDOM_DROPOUT_EMBED, 0);
+    if (drop.p > 0)
+        TRY(dropout_forward(p->ctx, x, tensor_none(), p->step, x, drop, err));
+    hook(p, -1, "x", x);
+    TRY(layer_release(m, -1, err));
+    for (int l = 0; l < m->config.layers; l++) {
+        TRY(layer_acquire(m, l, err));
+        TRY(layer_forward(p, l, false, err));
+        TRY(layer_release(m, l, err));
+    }
+done:
+    return st;
+}
+
+tril_status model_forward(struct model *m, struct workspace *w, const struct batch *b,
+                          float *logits, struct tril_error *err) {
+    tril_status st;
+    struct pass p;
+    TRY(pass_begin(&p, m, w, b, false, NULL, err));
+    p.wanted = logits ? (b->rows ? b->row_count : p.N) : 0;
+    p.gather_early =
+        !w->options.backward && b->rows && p.wanted < p.N && p.wanted <= w->layout.head_rows;
+    TRY(layers_forward(&p, err));
+    TRY(head_logits(&p, logits, err));
+    if (b->cache)
+        for (int64_t s = 0; s < p.S; s++)
+            b->cache->length[b->slots[s]] += b->offsets[s + 1] - b->offsets[s];
+done:
+    return st;
+}

@@ -1,0 +1,104 @@
+/* What the files of the model share: the workspace, one call's state, and views. */
+#ifndef MODEL_INTERNAL_H
+#define MODEL_INTERNAL_H
+
+#include "model/activations.h"
+#include "model/model.h"
+
+struct workspace {
+    const struct model *model;
+    struct op_context *ctx;
+    struct workspace_options options;
+    struct activation_layout layout;
+    char *arena;          /* the backend's memory, layout.bytes */
+    int32_t *staging;     /* host: a call's integers, uploaded at once into A_INPUTS */
+    int64_t staging_size; /* integers */
+    model_hook *hook;
+    void *hook_arg;
+};
+
+/* One call: sizes, views of the inputs in the backend's memory, and what is wanted. */
+struct pass {
+    struct model *m;
+    struct workspace *w;
+    struct op_context *ctx;
+    const struct batch *batch;
+    int64_t N, S;
+    int64_t wanted;    /* rows whose logits are wanted; 0: none (only the cache is filled) */
+    bool keep;         /* a backward pass follows */
+    bool gather_early; /* the last layer goes on with the wanted rows alone after attention */
+    struct random_key key;
+    int32_t max_q, max_kv;
+    struct tensor ids, positions, offsets, kv_start, kv_length, targets, cache_rows, rows, step;
+};
+
+/* Checks a batch against the model, the workspace and the cache, and uploads its integers. `step`
+ * keys dropout. */
+tril_status pass_begin(struct pass *p, struct model *m, struct workspace *w, const struct batch *b,
+                       bool with_targets, const struct train_call *call, struct tril_error *err);
+
+/* A buffer's view for `rows` tokens; absent buffers give an absent tensor. */
+struct tensor activation_view(const struct workspace *w, enum activation_id id, int layer,
+                              int64_t rows);
+
+/* Parameters as the operations take them; absent where the configuration has none. */
+const struct weight *param_weight(const struct model *m, enum param_role role, int layer);
+struct tensor param_vector(const struct model *m, enum param_role role, int layer);
+struct tensor param_gradient(const struct model *m, enum param_role role, int layer);
+
+/* The norm of the configuration: gain and bias are parameters of `layer`; statistics optional. */
+struct norm_site {
+    enum param_role gain, bias;
+    int layer;
+};
+tril_status norm_forward(struct pass *p, struct norm_site site, struct tensor x, struct tensor y,
+                         struct tensor mean, struct tensor rstd, struct tril_error *err);
+tril_status norm_backward(struct pass *p, struct norm_site site, struct tensor dy, struct tensor x,
+                          struct tensor mean, struct tensor rstd, struct tensor dx,
+                          struct tril_error *err);
+
+/* q, k and v of a layer as the attention operation takes them: [N, H or K, d] views. */
+struct qkv_views {
+    struct tensor q, k, v;        /* normalised and rotated */
+    struct tensor raw_q, raw_k;   /* as the product gave them (the same without qk-norm) */
+    struct tensor q_rstd, k_rstd; /* with qk-norm */
+};
+struct qkv_views qkv_views_make(const struct pass *p, int layer);
+struct qkv_views qkv_gradient_views(const struct pass *p); /* q, k, v alone: of A_DQKV */
+struct attention_params attention_params_make(const struct pass *p, int layer);
+/* Dropout of the embeddings or of a branch; p 0: none. */
+struct dropout_params dropout_params_make(const struct pass *p, enum random_use use, int layer);
+
+/* One layer, from A_X of `layer` to A_X of the next. `again`: a rerun during the backward pass,
+ * which ends where nothing more is needed. */
+tril_status layer_forward(struct pass *p, int layer, bool again, struct tril_error *err);
+/* tokens -> A_X of layer 0, then all layers. */
+tril_status layers_forward(struct pass *p, struct tril_error *err);
+/* A_DX: gradient of the output of `layer` -> of its input. */
+tril_status layer_backward(struct pass *p, int layer, struct tril_error *err);
+
+/* The head's chunks over all rows: losses; with p->keep also the gradients, scaled, down to A_DX.
+ */
+tril_status head_loss(struct pass *p, float scale, struct tril_error *err);
+tril_status loss_download(struct pass *p, double *loss_sum, int64_t *count, float *row_loss,
+                          struct tril_error *err);
+/* Logits of the wanted rows into host memory [wanted, V]. */
+tril_status head_logits(struct pass *p, float *logits, struct tril_error *err);
+
+static inline tril_status layer_acquire(const struct model *m, int layer, struct tril_error *err) {
+    return m->hooks.acquire ? m->hooks.acquire(m->hooks.arg, layer, err) : TRIL_OK;
+}
+static inline tril_status layer_release(const struct model *m, int layer, struct tril_error *err) {
+    return m->hooks.release ? m->hooks.release(m->hooks.arg, layer, err) : TRIL_OK;
+}
+static inline tril_status layer_gradient_ready(const struct model *m, int layer,
+                                               struct tril_error *err) {
+    return m->hooks.gradient_ready ? m->hooks.gradient_ready(m->hooks.arg, layer, err) : TRIL_OK;
+}
+
+static inline void hook(const struct pass *p, int layer, const char *name, struct tensor t) {
+    if (p->w->hook && t.data)
+        p->w->hook(p->w->hook_arg, layer, name, &t);
+}
+
+#endif

@@ -1,0 +1,226 @@
+/* A workspace: one arena laid out by the activation table, and the check of a batch, whose integers
+ * travel to the backend in a single upload. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "model/internal.h"
+
+tril_status workspace_create(struct workspace **out, const struct model *m,
+                             const struct workspace_options *o, struct tril_error *err) {
+    tril_status st;
+    *out = NULL;
+    if (o->backward && !m->training)
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "a model opened for inference has no gradients: open it for training");
+    struct workspace *w = calloc(1, sizeof *w);
+    if (!w)
+        return error_set(err, TRIL_ERR_MEMORY, "not enough memory for a workspace");
+    w->model = m;
+    w->ctx = m->ctx;
+    w->options = *o;
+    TRY(activation_layout_make(&w->layout, &m->config, m->dtype, o, err));
+    TRY(m->ctx->backend->alloc((void **)&w->arena, w->layout.bytes, false, "the activations", err));
+    w->staging_size = w->layout.shape[A_INPUTS].shape[0];
+    TRY(mem_alloc((void **)&w->staging, (size_t)w->staging_size * sizeof *w->staging,
+                  "a batch's integers", err));
+    *out = w;
+    w = NULL;
+done:
+    workspace_free(w);
+    return st;
+}
+
+void workspace_free(struct workspace *w) {
+    if (!w)
+        return;
+    w->ctx->backend->release(w->arena);
+    mem_free(w->staging);
+    free(w);
+}
+
+int64_t workspace_bytes(const struct workspace *w) {
+    return w->layout.bytes;
+}
+
+void workspace_set_hook(struct workspace *w, model_hook *hook_fn, void *arg) {
+    w->hook = hook_fn;
+    w->hook_arg = arg;
+}
+
+struct tensor activation_view(const struct workspace *w, enum activation_id id, int layer,
+                              int64_t rows) {
+    const struct activation_layout *l = &w->layout;
+    if (!l->present[id])
+        return tensor_none();
+    struct tensor t = l->shape[id];
+    t.data = w->arena + l->offset[id] + layer * l->stride[id];
+    if (l->variable[id] >= 0)
+        t.shape[l->variable[id]] = rows;
+    if (t.rank == 2)
+        t.stride[0] = t.shape[1];
+    return t;
+}
+
+/* ------------------------------------------------------------------ a call's inputs */
+
+static tril_status check_sizes(const struct pass *p, bool with_targets, struct tril_error *err) {
+    const struct batch *b = p->batch;
+    const struct workspace_options *o = &p->w->options;
+    if (b->tokens < 1 || b->sequences < 1)
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "the batch is empty: it needs at least one token and one sequence");
+    if (b->tokens > o->max_tokens || b->sequences > o->max_sequences)
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "the batch holds %lld tokens in %lld sequences; the workspace was made "
+                         "for %lld in %lld",
+                         (long long)b->tokens, (long long)b->sequences, (long long)o->max_tokens,
+                         (long long)o->max_sequences);
+    if (!b->ids || !b->offsets || (with_targets && !b->targets) || (b->cache && !b->slots))
+        return error_set(err, TRIL_ERR_ARGUMENT, "the batch has no %s",
+                         !b->ids                       ? "token ids"
+                         : !b->offsets                 ? "sequence offsets"
+                         : with_targets && !b->targets ? "targets"
+                                                       : "cache slots");
+    if (b->offsets[0] != 0 || b->offsets[b->sequences] != b->tokens)
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "the batch's offsets run from %d to %d; they must cover tokens 0 to %lld",
+                         b->offsets[0], b->offsets[b->sequences], (long long)b->tokens);
+    for (int64_t s = 0; s < b->sequences; s++)
+        if (b->offsets[s + 1] <= b->offsets[s])
+            return error_set(err, TRIL_ERR_ARGUMENT, "sequence %lld of the batch is empty",
+                             (long long)s);
+    if (b->rows && (b->row_count < 0 || b->row_count > o->max_tokens))
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "the logits of %lld rows are wanted; the workspace allows %lld",
+                         (long long)b->row_count, (long long)o->max_tokens);
+    return TRIL_OK;
+}
+
+static tril_status check_cache(const struct pass *p, struct tril_error *err) {
+    const struct batch *b = p->batch;
+    struct kv_cache *c = b->cache;
+    const struct model_config *config = &p->m->config;
+    if (c->layers != config->layers || c->kv_heads != config->kv_heads ||
+        c->head_dim != config->head_dim)
+        return error_set(err, TRIL_ERR_ARGUMENT, "the key/value cache was made for another model");
+    tril_status st = TRIL_OK;
+    int64_t s = 0;
+    for (; s < b->sequences && st == TRIL_OK; s++) {
+        int32_t slot = b->slots[s];
+        if (slot < 0 || slot >= c->slots || c->busy[slot]) {
+            st = error_set(err, TRIL_ERR_ARGUMENT,
+                           slot < 0 || slot >= c->slots
+                               ? "cache slot %d does not exist: there are %lld"
+                               : "cache slot %d is used by two sequences of one batch (of %lld)",
+                           slot, (long long)c->slots);
+            break;
+        }
+        c->busy[slot] = true;
+        int64_t length = c->length[slot], more = b->offsets[s + 1] - b->offsets[s];
+        if (length + more > c->capacity)
+            st = error_set(err, TRIL_ERR_ARGUMENT,
+                           "cache slot %d holds %lld of %lld tokens: %lld more do not fit; shorten "
+                           "the text",
+                           slot, (long long)length, (long long)c->capacity, (long long)more);
+    }
+    for (int64_t i = 0; i < s; i++)
+        c->busy[b->slots[i]] = false;
+    return st;
+}
+
+static tril_status check_tokens(const struct pass *p, bool with_targets, struct tril_error *err) {
+    const struct batch *b = p->batch;
+    const int64_t V = p->m->config.vocab, C = p->m->config.context;
+    for (int64_t n = 0; n < b->tokens; n++)
+        if (b->ids[n] < 0 || b->ids[n] >= V)
+            return error_set(err, TRIL_ERR_ARGUMENT,
+                             "token id %d (number %lld of the batch) is outside the vocabulary of "
+                             "%lld; use the model's own tokenizer",
+                             b->ids[n], (long long)n, (long long)V);
+    for (int64_t n = 0; with_targets && n < b->tokens; n++)
+        if (b->targets[n] >= V)
+            return error_set(err, TRIL_ERR_ARGUMENT,
+                             "target id %d (number %lld of the batch) is outside the vocabulary of "
+                             "%lld; use the model's own tokenizer",
+                             b->targets[n], (long long)n, (long long)V);
+    for (int64_t s = 0; s < b->sequences; s++) {
+        int64_t held = b->cache ? b->cache->length[b->slots[s]] : 0;
+        int64_t length = held + b->offsets[s + 1] - b->offsets[s];
+        if (length > C)
+            return error_set(err, TRIL_ERR_ARGUMENT,
+                             "a sequence of %lld tokens is longer than the model's context of "
+                             "%lld: shorten it",
+                             (long long)length, (long long)C);
+    }
+    for (int64_t n = 0; b->positions && n < b->tokens; n++)
+        if (b->positions[n] < 0 || b->positions[n] >= C)
+            return error_set(err, TRIL_ERR_ARGUMENT,
+                             "position %d is outside the model's context of %lld", b->positions[n],
+                             (long long)C);
+    for (int64_t r = 0; b->rows && r < b->row_count; r++)
+        if (b->rows[r] < 0 || b->rows[r] >= b->tokens)
+            return error_set(err, TRIL_ERR_ARGUMENT,
+                             "logits of row %d are wanted, but the batch has %lld tokens",
+                             b->rows[r], (long long)b->tokens);
+    return TRIL_OK;
+}
+
+/* Takes `count` integers of the staging buffer, padded to a cache line: the host's end is returned,
+ * the backend's view goes to *view. */
+static int32_t *stage(struct pass *p, int64_t *used, int64_t count, struct tensor *view) {
+    int32_t *host = p->w->staging + *used;
+    *view = tensor_1d((int32_t *)(void *)(p->w->arena + p->w->layout.offset[A_INPUTS]) + *used,
+                      DT_I32, count);
+    *used += (count + 15) / 16 * 16;
+    return host;
+}
+
+tril_status pass_begin(struct pass *p, struct model *m, struct workspace *w, const struct batch *b,
+                       bool with_targets, const struct train_call *call, struct tril_error *err) {
+    tril_status st;
+    *p =
+        (struct pass){.m = m, .w = w, .ctx = m->ctx, .batch = b, .N = b->tokens, .S = b->sequences};
+    TRY(check_sizes(p, with_targets, err));
+    if (b->cache)
+        TRY(check_cache(p, err));
+    TRY(check_tokens(p, with_targets, err));
+    p->keep = call != NULL;
+
+    int64_t used = 0;
+    memcpy(stage(p, &used, p->N, &p->ids), b->ids, (size_t)p->N * sizeof *b->ids);
+    memcpy(stage(p, &used, p->S + 1, &p->offsets), b->offsets,
+           (size_t)(p->S + 1) * sizeof *b->offsets);
+    int32_t *positions = stage(p, &used, p->N, &p->positions);
+    int32_t *start = stage(p, &used, p->S, &p->kv_start);
+    int32_t *length = stage(p, &used, p->S, &p->kv_length);
+    int32_t *cache_rows = b->cache ? stage(p, &used, p->N, &p->cache_rows) : NULL;
+    for (int64_t s = 0; s < p->S; s++) {
+        int32_t begin = b->offsets[s], n = b->offsets[s + 1] - begin;
+        int32_t held = b->cache ? b->cache->length[b->slots[s]] : 0;
+        start[s] = b->cache ? (int32_t)(b->slots[s] * b->cache->capacity) : begin;
+        length[s] = held + n;
+        for (int32_t i = 0; i < n; i++) {
+            positions[begin + i] = b->positions ? b->positions[begin + i] : held + i;
+            if (cache_rows)
+                cache_rows[begin + i] = start[s] + held + i;
+        }
+        p->max_q = n > p->max_q ? n : p->max_q;
+        p->max_kv = length[s] > p->max_kv ? length[s] : p->max_kv;
+    }
+    if (with_targets)
+        memcpy(stage(p, &used, p->N, &p->targets), b->targets, (size_t)p->N * sizeof *b->targets);
+    if (b->rows && b->row_count)
+        memcpy(stage(p, &used, b->row_count, &p->rows), b->rows,
+               (size_t)b->row_count * sizeof *b->rows);
+    if (call) {
+        p->key = (struct random_key){.seed = call->seed, .step = call->step};
+        int64_t step = (int64_t)call->step;
+        memcpy(stage(p, &used, 2, &p->step), &step, sizeof step);
+        p->step = tensor_1d(p->step.data, DT_I64, 1);
+    }
+    TRY(m->ctx->backend->upload(m->ctx, p->ids.data, w->staging, used * (int64_t)sizeof *w->staging,
+                                err));
+done:
+    return st;
+}
