@@ -121,6 +121,8 @@ tril_status head_logits(struct pass *p, float *out, struct tril_error *err) {
     const int64_t V = m->config.vocab, chunk = chunk_rows(p);
     if (!p->wanted)
         return b->synchronise(p->ctx, err);
+    if (model_wide(m) != DT_F32)
+        TRY(error_set(err, TRIL_ERR_UNSUPPORTED, "a model in double gives losses, not logits"));
     TRY(layer_acquire(m, (int)m->config.layers, err));
     for (int64_t at = 0; at < p->wanted; at += chunk) {
         int64_t n = p->wanted - at < chunk ? p->wanted - at : chunk;
@@ -138,14 +140,7 @@ tril_status head_logits(struct pass *p, float *out, struct tril_error *err) {
         TRY(linear_forward(p->ctx, y, head_weight(m), tensor_none(), tensor_none(), logits,
                            tensor_none(), ACT_NONE, err));
         hook(p, -1, "logits", logits);
-        if (logits.dtype == DT_F32) {
-            TRY(b->download(p->ctx, out + at * V, logits.data, tensor_bytes(&logits), err));
-        } else { /* a DT_F64 model: into the same memory, then to the host */
-            struct tensor from = tensor_1d(logits.data, logits.dtype, n * V), to = from;
-            to.dtype = DT_F32;
-            TRY(cast(p->ctx, from, to, err));
-            TRY(b->download(p->ctx, out + at * V, to.data, tensor_bytes(&to), err));
-        }
+        TRY(b->download(p->ctx, out + at * V, logits.data, tensor_bytes(&logits), err));
     }
     TRY(layer_release(m, (int)m->config.layers, err));
 done:
