@@ -2,7 +2,7 @@
  *
  *   u64 header length | JSON header {name: {dtype, shape, data_offsets}} | data
  *
- * Every rule of docs/formats.md is checked before anything is used; names are looked up by hash. */
+ * Every rule of docs/formats.md is checked before anything is used. */
 #ifndef FORMATS_SAFETENSORS_H
 #define FORMATS_SAFETENSORS_H
 
