@@ -160,7 +160,8 @@ struct backend {
                                   struct tril_error *err);
     tril_status (*weight_refresh)(struct op_context *, struct weight *, struct tril_error *err);
     void (*weight_release)(struct weight *);
-    /* Bytes that prepare would add for an [O, I] weight of this dtype (memory prediction). */
+    /* Bytes that prepare would add for an [O, I] weight of this dtype (memory prediction): net of
+     * `value` where WEIGHT_STATIC lets that go, so possibly 0 or less. */
     int64_t (*weight_bytes)(int64_t outputs, int64_t inputs, enum dtype t, unsigned uses);
 };
 
