@@ -210,7 +210,11 @@ tril_status model_load(struct model **out, const char *dir, const struct model_o
     int64_t stage_bytes;
     *out = NULL;
     TRY(model_config_read(&config, dir, err));
-    TRY(param_table_create(&table, &config, err));
+    st = param_table_create(&table, &config, err);
+    if (st != TRIL_OK) {
+        error_prefix(err, "%s", dir);
+        goto done;
+    }
     TRY(safetensors_open(&s, dir, err));
     TRY(names_check(s, &table, &config, dir, err));
     TRY(model_create(&m, &config, options, ctx, err));
