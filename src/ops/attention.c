@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "ops/reference.h"
 
 /* ------------------------------------------------------------------ arguments */
 
@@ -70,6 +71,9 @@ static tril_status check_shapes(const struct attention_call *c, const char *name
     if (c->width < 1 || c->width > 256)
         return error_set(err, TRIL_ERR_ARGUMENT, "%s: the head width is %lld; it must be 1 to 256",
                          name, (long long)c->width);
+    if (c->k.dtype != c->v.dtype)
+        return error_set(err, TRIL_ERR_ARGUMENT, "%s: k is %s but v is %s; give both one dtype",
+                         name, dtype_name(c->k.dtype), dtype_name(c->v.dtype));
     if (c->rows > INT32_MAX || c->keys > INT32_MAX)
         return error_set(err, TRIL_ERR_ARGUMENT, "%s: more than 2^31 rows", name);
     if (!(p->dropout >= 0.0f && p->dropout < 1.0f))
@@ -209,35 +213,6 @@ double attention_pairs(const struct attention_call *c) {
 
 /* ------------------------------------------------------------------ reference */
 
-static double load(const struct tensor *t, int64_t i) {
-    switch (t->dtype) {
-    case DT_F64:
-        return ((const double *)t->data)[i];
-    case DT_F32:
-        return (double)((const float *)t->data)[i];
-    case DT_F16:
-        return (double)f16_to_f32(((const uint16_t *)t->data)[i]);
-    default:
-        return (double)bf16_to_f32(((const uint16_t *)t->data)[i]);
-    }
-}
-
-static void store(const struct tensor *t, int64_t i, double x) {
-    switch (t->dtype) {
-    case DT_F64:
-        ((double *)t->data)[i] = x;
-        break;
-    case DT_F32:
-        ((float *)t->data)[i] = (float)x;
-        break;
-    case DT_F16:
-        ((uint16_t *)t->data)[i] = f32_to_f16((float)x);
-        break;
-    default:
-        ((uint16_t *)t->data)[i] = f32_to_bf16((float)x);
-    }
-}
-
 /* Offset of element 0 of vector [row, head] of a [rows, heads, d] tensor. */
 static int64_t at(const struct tensor *t, int64_t row, int64_t head) {
     return row * t->stride[0] + head * t->stride[1];
@@ -247,7 +222,7 @@ static double dot(const struct tensor *a, int64_t ia, const struct tensor *b, in
                   int64_t n) {
     double sum = 0;
     for (int64_t t = 0; t < n; t++)
-        sum += load(a, ia + t) * load(b, ib + t);
+        sum += ref_at(a, ia + t) * ref_at(b, ib + t);
     return sum;
 }
 
@@ -268,7 +243,7 @@ static double score(const struct attention_call *c, int64_t s, int64_t i, int64_
     }
     if (c->slopes.data) {
         int64_t length = c->kv_length[s], own = c->q_offsets[s + 1] - c->q_offsets[s];
-        x -= load(&c->slopes, h) * fabs((double)(length - own + i - j));
+        x -= ref_at(&c->slopes, h) * fabs((double)(length - own + i - j));
     }
     if (slope_in)
         *slope_in = slope;
@@ -288,7 +263,7 @@ static void zero_rows(const struct tensor *t, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++)
         for (int64_t h = 0; h < t->shape[1]; h++)
             for (int64_t i = 0; i < t->shape[2]; i++)
-                store(t, at(t, r, h) + i, 0);
+                ref_put(t, at(t, r, h) + i, 0);
 }
 
 static void forward_row(const struct attention_call *c, int64_t s, int64_t i, int64_t h,
@@ -308,12 +283,12 @@ static void forward_row(const struct attention_call *c, int64_t s, int64_t i, in
         int64_t v = at(&c->v, attention_key_row(c, s, j), kv_head);
         e *= kept(c, h, n, j);
         for (int64_t t = 0; t < d; t++)
-            out[t] += e * load(&c->v, v + t);
+            out[t] += e * ref_at(&c->v, v + t);
     }
     for (int64_t t = 0; t < d; t++)
-        store(&c->o, at(&c->o, n, h) + t, seen ? out[t] / sum : 0);
+        ref_put(&c->o, at(&c->o, n, h) + t, seen ? out[t] / sum : 0);
     if (c->lse.data)
-        store(&c->lse, h * c->rows + n, seen ? maximum + log(sum) : -INFINITY);
+        ref_put(&c->lse, h * c->rows + n, seen ? maximum + log(sum) : -INFINITY);
 }
 
 static tril_status forward_reference(struct op_context *ctx, const struct tensor *args,
@@ -333,7 +308,7 @@ static tril_status forward_reference(struct op_context *ctx, const struct tensor
         zero_rows(&c.o, next, begin);
         for (int64_t n = next; c.lse.data && n < begin; n++)
             for (int64_t h = 0; h < c.heads; h++)
-                store(&c.lse, h * c.rows + n, -INFINITY);
+                ref_put(&c.lse, h * c.rows + n, -INFINITY);
         for (int64_t n = begin; n < end; n++)
             for (int64_t h = 0; h < c.heads; h++)
                 forward_row(&c, s, n - begin, h, probability, out);
@@ -350,7 +325,7 @@ static void backward_row(const struct attention_call *c, int64_t s, int64_t i, i
     int64_t n = c->q_offsets[s] + i, seen = attention_visible(c, s, i), d = c->width;
     int64_t kv_head = h / (c->heads / c->kv_heads);
     int64_t q = at(&c->q, n, h), o = at(&c->o, n, h), g = at(&c->dout, n, h);
-    double lse = load(&c->lse, h * c->rows + n), delta = dot(&c->dout, g, &c->o, o, d);
+    double lse = ref_at(&c->lse, h * c->rows + n), delta = dot(&c->dout, g, &c->o, o, d);
     memset(dq, 0, (size_t)d * sizeof(double));
     for (int64_t j = 0; j < seen; j++) {
         int64_t row = attention_key_row(c, s, j);
@@ -358,9 +333,9 @@ static void backward_row(const struct attention_call *c, int64_t s, int64_t i, i
         double slope, p = exp(score(c, s, i, j, h, &slope) - lse), keep = kept(c, h, n, j);
         double ds = p * (keep * dot(&c->dout, g, &c->v, v, d) - delta) * slope;
         for (int64_t t = 0; t < d; t++) {
-            dv[j * d + t] += p * keep * load(&c->dout, g + t);
-            dk[j * d + t] += ds * load(&c->q, q + t);
-            dq[t] += ds * load(&c->k, k + t);
+            dv[j * d + t] += p * keep * ref_at(&c->dout, g + t);
+            dk[j * d + t] += ds * ref_at(&c->q, q + t);
+            dq[t] += ds * ref_at(&c->k, k + t);
         }
     }
 }
@@ -391,12 +366,12 @@ static tril_status backward_reference(struct op_context *ctx, const struct tenso
                 for (int64_t n = c.q_offsets[s]; n < c.q_offsets[s + 1]; n++) {
                     backward_row(&c, s, n - c.q_offsets[s], h, dq, dk, dv);
                     for (int64_t t = 0; t < d; t++)
-                        store(&c.dq, at(&c.dq, n, h) + t, dq[t]);
+                        ref_put(&c.dq, at(&c.dq, n, h) + t, dq[t]);
                 }
             for (int64_t j = 0; j < length; j++)
                 for (int64_t t = 0; t < d; t++) {
-                    store(&c.dk, at(&c.dk, start + j, kv_head) + t, dk[j * d + t]);
-                    store(&c.dv, at(&c.dv, start + j, kv_head) + t, dv[j * d + t]);
+                    ref_put(&c.dk, at(&c.dk, start + j, kv_head) + t, dk[j * d + t]);
+                    ref_put(&c.dv, at(&c.dv, start + j, kv_head) + t, dv[j * d + t]);
                 }
         }
     }
@@ -520,7 +495,7 @@ static void fill(const struct op_case *c, struct tensor *args, const struct rand
     }
     if (args[slopes].data)
         for (int64_t h = 0; h < c->size['H']; h++)
-            store(&args[slopes], h, exp2(-8.0 * (double)(h + 1) / (double)c->size['H']));
+            ref_put(&args[slopes], h, exp2(-8.0 * (double)(h + 1) / (double)c->size['H']));
     if (args[step].data)
         *(int64_t *)args[step].data = (int64_t)(random_u32(key, 0) % 1000);
 }
@@ -564,6 +539,7 @@ const struct op_info op_info_attention_forward = {
     .test_fill = forward_fill,
     .flops = forward_flops,
     .reduction = reduction,
+    .rounds_intermediates = true,
 };
 
 const struct op_info op_info_attention_backward = {
@@ -576,6 +552,7 @@ const struct op_info op_info_attention_backward = {
     .test_fill = backward_fill,
     .flops = backward_flops,
     .reduction = reduction,
+    .rounds_intermediates = true,
 };
 
 /* ------------------------------------------------------------------ typed calls */

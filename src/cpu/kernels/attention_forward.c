@@ -1,0 +1,649 @@
+/* Flash attention, forward (Dao 2023; online softmax: Milakov and Gimelshein 2018).
+ *
+ * A unit is one sequence and one key/value head. Its rows are the query rows of all heads of the
+ * group, position by position, so that grouped heads share every key read. Keys are taken in blocks
+ * of KEY_BLOCK, and blocks in splits of SPLIT_KEYS: every split has a softmax of its own, and
+ * splits are merged in order. Blocks and splits are counted from key 0, so a row's result does not
+ * depend on the other rows of the call, on the number of threads, or on whether splits ran in
+ * parallel: decoding through a cache, prefill in chunks and one full pass give the same bits.
+ *
+ *   packed  units with many rows: K transposed and V in panels of fp32 are packed once per wave of
+ *           units (WAVE_BYTES); tasks are (unit, block of rows), for TILE_ROWS rows a step:
+ *           scores = q K^T -> softmax -> o = o * correction + p V
+ *   direct  units with at most DIRECT_ROWS rows (decoding) read K and V where they lie, transposing
+ *           keys in registers
+ *
+ * Scores are in base 2: q carries scale * log2(e). */
+#include <math.h>
+
+#include "base/memory.h"
+#include "base/threads.h"
+#include "cpu/kernels/attention_tile.h"
+#include "ops/attention.h"
+
+#define SPLIT_KEYS 1024
+#define DIRECT_ROWS 8
+#define ROW_BLOCK 96 /* a multiple of every TILE_ROWS */
+#define WAVE_UNITS 256
+#define WAVE_BYTES (24 << 20)
+#define SERIAL_FLOPS 4e5 /* below this a thread costs more than it brings */
+#define LOG2E 1.44269504088896340736
+
+struct unit {
+    int64_t sequence, kv_head;
+    int64_t rows, length; /* query rows of the group; keys */
+    float *keys, *values; /* packed; NULL: direct */
+    float *partial;       /* one softmax state for each task, where splits run in parallel */
+    int64_t first_task, first_block; /* within the wave */
+};
+
+struct forward {
+    struct attention_call c;
+    int64_t group, width, splits_parallel, row_block;
+    float q_factor, softcap, softcap_out, keep_factor;
+    uint32_t drop_threshold; /* 0: no dropout */
+    struct unit unit[WAVE_UNITS];
+    int64_t units, tasks, blocks; /* of this wave */
+    int64_t next_sequence, next_head;
+    char *worker;
+    int64_t worker_bytes;
+    char *packed, *partial;
+    int64_t packed_bytes, partial_bytes;
+};
+
+/* The softmax of a block of rows over some keys: o unnormalised [rows, width], m the maximum and l
+ * the sum (one partial sum a lane) of 2^(score - m). */
+struct state {
+    float *o, *m, *l;
+};
+
+/* A worker's memory for one block of rows. */
+struct rows {
+    int64_t count, padded; /* padded to TILE_ROWS with rows that see nothing */
+    float *q;              /* [padded, width], times q_factor */
+    float *s;              /* scores of a few rows [TILE_ROWS, KEY_BLOCK] */
+    int64_t *seen;         /* keys [0, seen) are visible */
+    int64_t *row, *position;
+    int32_t *head;
+    struct state part, total;
+};
+
+static int64_t state_floats(int64_t rows, int64_t width) {
+    return rows * (width + 1 + VF_WIDTH);
+}
+
+static struct state state_at(float *memory, int64_t rows, int64_t width) {
+    return (struct state){memory, memory + rows * (width + VF_WIDTH), memory + rows * width};
+}
+
+static int64_t worker_size(int64_t width) {
+    int64_t bytes = (ROW_BLOCK * width + TILE_ROWS * KEY_BLOCK) * 4 + ROW_BLOCK * (3 * 8 + 4);
+    bytes += 2 * 4 * state_floats(ROW_BLOCK, width);
+    return round_up(bytes, 4096) + 64 * 9; /* not a power of two apart */
+}
+
+static struct rows rows_at(char *memory, int64_t width) {
+    struct rows b = {0};
+    b.q = (float *)memory;
+    b.s = b.q + ROW_BLOCK * width;
+    float *state = b.s + TILE_ROWS * KEY_BLOCK;
+    b.part = state_at(state, ROW_BLOCK, width);
+    b.total = state_at(state + state_floats(ROW_BLOCK, width), ROW_BLOCK, width);
+    b.seen = (int64_t *)(void *)(state + 2 * state_floats(ROW_BLOCK, width));
+    b.row = b.seen + ROW_BLOCK;
+    b.position = b.row + ROW_BLOCK;
+    b.head = (int32_t *)(b.position + ROW_BLOCK);
+    return b;
+}
+
+static const void *element(const struct tensor *t, int64_t row, int64_t head) {
+    int64_t at = row * t->stride[0] + head * t->stride[1];
+    return (const char *)t->data + at * (int64_t)dtype_size(t->dtype);
+}
+
+/* Gathers rows [begin, begin + count) of a unit. */
+static void rows_load(const struct forward *f, const struct unit *u, int64_t begin, int64_t count,
+                      struct rows *b) {
+    const struct attention_call *c = &f->c;
+    int64_t first = c->q_offsets[u->sequence];
+    int64_t ahead = u->length - (c->q_offsets[u->sequence + 1] - first);
+    b->count = count;
+    b->padded = round_up(count, TILE_ROWS);
+    for (int64_t r = 0; r < count; r++) {
+        int64_t i = (begin + r) / f->group, head = u->kv_head * f->group + (begin + r) % f->group;
+        b->row[r] = first + i;
+        b->head[r] = (int32_t)head;
+        b->position[r] = ahead + i;
+        b->seen[r] = attention_visible(c, u->sequence, i);
+        row_to_float(b->q + r * f->width, element(&c->q, first + i, head), c->q.dtype, c->width,
+                     f->width, f->q_factor);
+    }
+    for (int64_t r = count; r < b->padded; r++) {
+        b->row[r] = b->head[r] = 0;
+        b->position[r] = b->seen[r] = 0;
+        memset(b->q + r * f->width, 0, (size_t)f->width * 4);
+    }
+}
+
+static void state_clear(struct state *s, int64_t rows, int64_t width) {
+    memset(s->o, 0, (size_t)(rows * width) * 4);
+    memset(s->l, 0, (size_t)(rows * VF_WIDTH) * 4);
+    for (int64_t r = 0; r < rows; r++)
+        s->m[r] = -INFINITY;
+}
+
+/* Softcap and ALiBi on the scores of one row from key j0 on. */
+static void adjust(const struct forward *f, const struct rows *b, int64_t r, int64_t j0,
+                   int64_t vectors, float *s) {
+    if (f->softcap > 0)
+        for (int64_t v = 0; v < vectors; v++) {
+            vf x = vf_tanh(vf_load(s + v * VF_WIDTH)) * vf_set(f->softcap_out);
+            vf_store(s + v * VF_WIDTH, x);
+        }
+    if (f->c.slopes.data) {
+        vf slope = vf_set(-(float)LOG2E * ((const float *)f->c.slopes.data)[b->head[r]]);
+        vi distance = vi_set((int32_t)(b->position[r] - j0)) - vi_iota();
+        for (int64_t v = 0; v < vectors; v++) {
+            vf x = vf_load(s + v * VF_WIDTH);
+            vf_store(s + v * VF_WIDTH, vf_fma(slope, vf_abs(vf_from_vi(distance)), x));
+            distance -= vi_set(VF_WIDTH);
+        }
+    }
+}
+
+/* One step of the online softmax for rows r0 .. r0 + rows - 1 of b and the keys from j0 on, whose
+ * scores (whole vectors) are in b->s: they become probabilities, unseen ones 0; correction[i] is
+ * what the rows' outputs so far must be multiplied by. Never inlined: every path runs this code. */
+static __attribute__((noinline)) void softmax_step(const struct forward *f, struct rows *b,
+                                                   int64_t r0, int64_t rows, int64_t j0,
+                                                   int64_t vectors, float *correction) {
+    const vf minus = vf_set(-INFINITY);
+    for (int64_t i = 0; i < rows; i++) {
+        float *s = b->s + i * KEY_BLOCK;
+        int64_t r = r0 + i, visible = b->seen[r] - j0;
+        if (f->softcap > 0 || f->c.slopes.data)
+            adjust(f, b, r, j0, vectors, s);
+        if (visible < vectors * VF_WIDTH) {
+            vi limit = vi_set((int32_t)max_i64(visible, 0)), lane = vi_iota();
+            for (int64_t v = 0; v < vectors; v++) {
+                vf_store(s + v * VF_WIDTH,
+                         vf_select(lane < limit, vf_load(s + v * VF_WIDTH), minus));
+                lane += vi_set(VF_WIDTH);
+            }
+        }
+        vf most = minus;
+        for (int64_t v = 0; v < vectors; v++)
+            most = vf_max(most, vf_load(s + v * VF_WIDTH));
+        float before = b->part.m[r], m = max_lane(most);
+        m = before > m ? before : m;
+        vf base = vf_set(m == -INFINITY ? 0.0f : m); /* -inf - 0, never -inf + inf */
+        vf scale = vf_exp2(vf_set(before) - base), sum = vf_zero();
+        for (int64_t v = 0; v < vectors; v++) {
+            vf p = vf_exp2(vf_load(s + v * VF_WIDTH) - base);
+            sum += p;
+            vf_store(s + v * VF_WIDTH, p);
+        }
+        vf_store(b->part.l + r * VF_WIDTH, vf_fma(vf_load(b->part.l + r * VF_WIDTH), scale, sum));
+        b->part.m[r] = m;
+        correction[i] = scale[0];
+        if (f->drop_threshold) {
+            int n = (int)min_i64(vectors * VF_WIDTH, max_i64(visible, 0));
+            uint64_t word =
+                dropout_word(&f->c.key, attention_dropout_element(&f->c, b->head[r], b->row[r], j0),
+                             n, f->drop_threshold);
+            for (int64_t v = 0; v < vectors; v++, word >>= VF_WIDTH)
+                vf_store(s + v * VF_WIDTH,
+                         vf_select(lanes_from_bits(word), vf_load(s + v * VF_WIDTH), vf_zero()));
+        }
+    }
+}
+
+/* ------------------------------------------------------------------ packed */
+
+/* Keys [begin, end) of a split, begin a multiple of KEY_BLOCK, into b->part. */
+static void packed_split(const struct forward *f, const struct unit *u, struct rows *b,
+                         int64_t begin, int64_t end) {
+    int64_t d = f->c.width, width = f->width;
+    float correction[TILE_ROWS];
+    state_clear(&b->part, b->padded, width);
+    for (int64_t j0 = begin; j0 < end; j0 += KEY_BLOCK) {
+        const float *keys = u->keys + j0 * d, *values = u->values + j0 * width;
+        for (int64_t r = 0; r < b->padded; r += TILE_ROWS) {
+            int64_t most = 0;
+            for (int64_t i = r; i < r + TILE_ROWS; i++)
+                most = max_i64(most, b->seen[i]);
+            most = min_i64(most - j0, KEY_BLOCK);
+            if (most <= 0)
+                continue;
+            int64_t panels = (most + PANEL - 1) / PANEL;
+            const float *q = b->q + r * width;
+            for (int64_t p = 0; p < panels; p++)
+                tile(TILE_ROWS, 2, START_ZERO, d, q, width, 1, keys + p * PANEL * d, PANEL,
+                     b->s + p * PANEL, KEY_BLOCK, NULL);
+            softmax_step(f, b, r, TILE_ROWS, j0, 2 * panels, correction);
+            float *o = b->part.o + r * width;
+            int64_t t = 0;
+            for (; t + PANEL <= d + VF_WIDTH - 1; t += PANEL)
+                tile(TILE_ROWS, 2, START_SCALE, most, b->s, KEY_BLOCK, 1, values + t * KEY_BLOCK,
+                     PANEL, o + t, width, correction);
+            if (t < d)
+                tile(TILE_ROWS, 1, START_SCALE, most, b->s, KEY_BLOCK, 1, values + t * KEY_BLOCK,
+                     PANEL, o + t, width, correction);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------ direct */
+
+SIMD void direct_scores(int rows, const float *q, int64_t ldq, const void *const *key,
+                        enum dtype type, int64_t d, int64_t keys, float *s) {
+    for (int64_t j = 0; j < keys; j += PANEL) {
+        vf acc[4][2];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+            acc[r][0] = acc[r][1] = vf_zero();
+        for (int64_t t = 0; t < d; t += VF_WIDTH)
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; v++) {
+                vf x[VF_WIDTH];
+                if (t + VF_WIDTH <= d) {
+                    load_transposed(key + j + v * VF_WIDTH, type, t, VF_WIDTH, x);
+#pragma GCC unroll 16
+                    for (int c = 0; c < VF_WIDTH; c++)
+#pragma GCC unroll 4
+                        for (int r = 0; r < rows; r++)
+                            acc[r][v] = vf_fma(vf_set(q[r * ldq + t + c]), x[c], acc[r][v]);
+                } else {
+                    load_transposed(key + j + v * VF_WIDTH, type, t, (int)(d - t), x);
+                    for (int c = 0; c < d - t; c++)
+#pragma GCC unroll 4
+                        for (int r = 0; r < rows; r++)
+                            acc[r][v] = vf_fma(vf_set(q[r * ldq + t + c]), x[c], acc[r][v]);
+                }
+            }
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            vf_store(s + r * KEY_BLOCK + j, acc[r][0]);
+            vf_store(s + r * KEY_BLOCK + j + VF_WIDTH, acc[r][1]);
+        }
+    }
+}
+
+SIMD void direct_values(int rows, int vectors, const float *p, int64_t keys,
+                        const void *const *value, enum dtype type, int64_t d, float *o,
+                        int64_t width, const float *correction) {
+    int64_t t = 0;
+    for (; t + vectors * VF_WIDTH <= d; t += vectors * VF_WIDTH)
+        tile_rows(rows, vectors, keys, p, KEY_BLOCK, value, type, t, VF_WIDTH, o + t, width,
+                  correction);
+    for (; t + VF_WIDTH <= d; t += VF_WIDTH)
+        tile_rows(rows, 1, keys, p, KEY_BLOCK, value, type, t, VF_WIDTH, o + t, width, correction);
+    if (t < d)
+        tile_rows(rows, 1, keys, p, KEY_BLOCK, value, type, t, (int)(d - t), o + t, width,
+                  correction);
+}
+
+SIMD void direct_step(int rows, enum dtype type, const struct forward *f, struct rows *b, int64_t r,
+                      const void *const *key, const void *const *value, int64_t j0, int64_t keys) {
+    float correction[4];
+    int64_t most = 0;
+    for (int64_t i = r; i < r + rows; i++)
+        most = max_i64(most, b->seen[i]);
+    most = min_i64(most - j0, keys);
+    if (most <= 0)
+        return;
+    direct_scores(rows, b->q + r * f->width, f->width, key, type, f->c.width, most, b->s);
+    softmax_step(f, b, r, rows, j0, 2 * ((most + PANEL - 1) / PANEL), correction);
+    direct_values(rows,
+                  rows == 1   ? 8
+                  : rows == 2 ? 4
+                              : 2,
+                  b->s, most, value, type, f->c.width, b->part.o + r * f->width, f->width,
+                  correction);
+}
+
+/* Where the rows of keys [j0, j0 + count) lie, the list filled up with the last one. */
+static void key_rows(const struct forward *f, const struct unit *u, const struct tensor *t,
+                     int64_t j0, int64_t count, const void **row) {
+    if (f->c.pages) {
+        for (int64_t j = 0; j < count; j++)
+            row[j] = element(t, attention_key_row(&f->c, u->sequence, j0 + j), u->kv_head);
+    } else {
+        const char *first = element(t, f->c.kv_start[u->sequence] + j0, u->kv_head);
+        int64_t step = t->stride[0] * (int64_t)dtype_size(t->dtype);
+        for (int64_t j = 0; j < count; j++)
+            row[j] = first + j * step;
+    }
+    for (int64_t j = count; j < KEY_BLOCK; j++)
+        row[j] = row[count - 1];
+}
+
+SIMD void direct_split_as(enum dtype type, const struct forward *f, const struct unit *u,
+                          struct rows *b, int64_t begin, int64_t end) {
+    const void *key[KEY_BLOCK], *value[KEY_BLOCK];
+    for (int64_t j0 = begin; j0 < end; j0 += KEY_BLOCK) {
+        int64_t keys = min_i64(KEY_BLOCK, end - j0), r = 0;
+        key_rows(f, u, &f->c.k, j0, keys, key);
+        key_rows(f, u, &f->c.v, j0, keys, value);
+        for (; r + 4 <= b->count; r += 4)
+            direct_step(4, type, f, b, r, key, value, j0, keys);
+        if (b->count - r == 3)
+            direct_step(3, type, f, b, r, key, value, j0, keys);
+        else if (b->count - r == 2)
+            direct_step(2, type, f, b, r, key, value, j0, keys);
+        else if (b->count - r == 1)
+            direct_step(1, type, f, b, r, key, value, j0, keys);
+    }
+}
+
+static void direct_split(const struct forward *f, const struct unit *u, struct rows *b,
+                         int64_t begin, int64_t end) {
+    state_clear(&b->part, b->count, f->width);
+    if (f->c.k.dtype == DT_F32)
+        direct_split_as(DT_F32, f, u, b, begin, end);
+    else
+        direct_split_as(DT_BF16, f, u, b, begin, end);
+}
+
+/* ------------------------------------------------------------------ a block of rows */
+
+/* Row r of `total` becomes the softmax over both parts' keys. l: every lane scaled alike. */
+static __attribute__((noinline)) void merge_row(const struct state *total, const struct state *part,
+                                                int64_t r, int64_t width) {
+    float a = total->m[r], b = part->m[r], m = a > b ? a : b;
+    vf base = vf_set(m == -INFINITY ? 0.0f : m);
+    vf x = vf_exp2(vf_set(a) - base), y = vf_exp2(vf_set(b) - base);
+    vf l = vf_load(part->l + r * VF_WIDTH) * y;
+    vf_store(total->l + r * VF_WIDTH, vf_fma(vf_load(total->l + r * VF_WIDTH), x, l));
+    for (int64_t t = r * width; t < (r + 1) * width; t += VF_WIDTH)
+        vf_store(total->o + t, vf_fma(vf_load(total->o + t), x, vf_load(part->o + t) * y));
+    total->m[r] = m;
+}
+
+static void rows_store(const struct forward *f, const struct rows *b, const struct state *s) {
+    const struct attention_call *c = &f->c;
+    for (int64_t r = 0; r < b->count; r++) {
+        float l = vf_sum(vf_load(s->l + r * VF_WIDTH));
+        void *o = (void *)(uintptr_t)element(&c->o, b->row[r], b->head[r]);
+        row_from_float(o, c->o.dtype, s->o + r * f->width, c->width,
+                       l == 0 ? 0.0f : f->keep_factor / l);
+        if (c->lse.data)
+            ((float *)c->lse.data)[b->head[r] * c->rows + b->row[r]] =
+                (float)(((double)s->m[r] + log2((double)l)) / LOG2E);
+    }
+}
+
+static int64_t row_blocks(const struct forward *f, const struct unit *u) {
+    return (u->rows + f->row_block - 1) / f->row_block;
+}
+static int64_t split_count(const struct unit *u) {
+    int64_t n = (u->length + SPLIT_KEYS - 1) / SPLIT_KEYS;
+    return n ? n : 1;
+}
+
+/* The last key that any row of b sees, plus one. */
+static int64_t rows_seen(const struct rows *b) {
+    int64_t most = 0;
+    for (int64_t r = 0; r < b->count; r++)
+        most = max_i64(most, b->seen[r]);
+    return most;
+}
+
+static void run_split(const struct forward *f, const struct unit *u, struct rows *b, int64_t split,
+                      int64_t seen) {
+    int64_t begin = split * SPLIT_KEYS, end = min_i64(begin + SPLIT_KEYS, seen);
+    if (u->keys)
+        packed_split(f, u, b, begin, end);
+    else
+        direct_split(f, u, b, begin, end);
+}
+
+static const struct unit *find_unit(const struct forward *f, int64_t task, bool blocks) {
+    int64_t low = 0, high = f->units - 1;
+    while (low < high) {
+        int64_t middle = (low + high + 1) / 2;
+        const struct unit *u = &f->unit[middle];
+        if ((blocks ? u->first_block : u->first_task) <= task)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return &f->unit[low];
+}
+
+/* Row blocks from the last, whose rows see the most keys, to the first. */
+static struct rows task_rows(const struct forward *f, const struct unit *u, int64_t block,
+                             int worker) {
+    struct rows b = rows_at(f->worker + worker * f->worker_bytes, f->width);
+    int64_t begin = (row_blocks(f, u) - 1 - block) * f->row_block;
+    rows_load(f, u, begin, min_i64(f->row_block, u->rows - begin), &b);
+    return b;
+}
+
+static void run_tasks(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct forward *f = arg;
+    for (int64_t task = begin; task < end; task++) {
+        const struct unit *u = find_unit(f, task, false);
+        struct rows b = task_rows(f, u, task - u->first_task, worker);
+        int64_t seen = rows_seen(&b), splits = (seen + SPLIT_KEYS - 1) / SPLIT_KEYS;
+        if (splits == 0)
+            state_clear(&b.total, b.count, f->width);
+        for (int64_t split = 0; split < splits; split++) {
+            run_split(f, u, &b, split, seen);
+            if (split == 0) {
+                struct state first = b.part;
+                b.part = b.total;
+                b.total = first;
+            } else {
+                for (int64_t r = 0; r < b.count; r++)
+                    merge_row(&b.total, &b.part, r, f->width);
+            }
+        }
+        rows_store(f, &b, &b.total);
+    }
+}
+
+/* The same with a task for every split, and the merging in a second loop. */
+static void run_split_tasks(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct forward *f = arg;
+    for (int64_t task = begin; task < end; task++) {
+        const struct unit *u = find_unit(f, task, false);
+        int64_t local = task - u->first_task, splits = split_count(u);
+        struct rows b = task_rows(f, u, local / splits, worker);
+        int64_t seen = rows_seen(&b), split = local % splits;
+        if (split * SPLIT_KEYS >= seen && split > 0)
+            continue;
+        b.part =
+            state_at(u->partial + local * state_floats(round_up(f->row_block, TILE_ROWS), f->width),
+                     round_up(f->row_block, TILE_ROWS), f->width);
+        run_split(f, u, &b, split, seen);
+    }
+}
+
+static void run_merges(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct forward *f = arg;
+    for (int64_t i = begin; i < end; i++) {
+        int64_t task = i;
+        const struct unit *u = f->unit;
+        for (; task >= row_blocks(f, u); u++)
+            task -= row_blocks(f, u);
+        struct rows b = task_rows(f, u, task, worker);
+        int64_t seen = rows_seen(&b), rows = round_up(f->row_block, TILE_ROWS);
+        float *memory = u->partial + task * split_count(u) * state_floats(rows, f->width);
+        struct state total = state_at(memory, rows, f->width);
+        for (int64_t split = 1; split * SPLIT_KEYS < seen; split++) {
+            memory += state_floats(rows, f->width);
+            struct state part = state_at(memory, rows, f->width);
+            for (int64_t r = 0; r < b.count; r++)
+                merge_row(&total, &part, r, f->width);
+        }
+        rows_store(f, &b, &total);
+    }
+}
+
+static void run_packing(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct forward *f = arg;
+    (void)worker;
+    for (int64_t i = begin; i < end; i++) {
+        const struct unit *u = find_unit(f, i, true);
+        const void *row[KEY_BLOCK];
+        int64_t j0 = (i - u->first_block) * KEY_BLOCK;
+        int64_t count = min_i64(KEY_BLOCK, u->length - j0);
+        key_rows(f, u, &f->c.k, j0, count, row);
+        pack_transposed(u->keys + j0 * f->c.width, row, count, f->c.width, f->c.k.dtype);
+        key_rows(f, u, &f->c.v, j0, count, row);
+        pack_rows(u->values + j0 * f->width, row, count, f->c.width, f->c.v.dtype);
+    }
+}
+
+/* ------------------------------------------------------------------ waves */
+
+/* Takes the next units until their packed keys fill a wave; false when none are left. */
+static bool wave_next(struct forward *f) {
+    const struct attention_call *c = &f->c;
+    int64_t packed = 0, threads = threads_count();
+    double pairs = 0;
+    f->units = f->tasks = f->blocks = 0;
+    while (f->next_sequence < c->sequences && f->units < WAVE_UNITS) {
+        int64_t s = f->next_sequence, rows = (c->q_offsets[s + 1] - c->q_offsets[s]) * f->group;
+        if (rows == 0 || f->next_head == c->kv_heads) {
+            f->next_sequence++;
+            f->next_head = 0;
+            continue;
+        }
+        struct unit *u = &f->unit[f->units];
+        *u = (struct unit){.sequence = s, .kv_head = f->next_head, .rows = rows};
+        u->length = c->kv_length[s];
+        if (rows > DIRECT_ROWS && u->length > 0) {
+            int64_t keys = round_up(u->length, KEY_BLOCK);
+            int64_t bytes = keys * (c->width + f->width) * 4;
+            if (f->units && packed + bytes > WAVE_BYTES)
+                break;
+            u->keys = (float *)((uintptr_t)f->packed + (uintptr_t)packed);
+            u->values = u->keys + keys * c->width;
+            u->first_block = f->blocks;
+            f->blocks += keys / KEY_BLOCK;
+            packed += bytes;
+        } else
+            u->first_block = f->blocks;
+        pairs += (double)rows * (double)u->length;
+        f->next_head++;
+        f->units++;
+    }
+    /* Blocks of rows: smaller ones where there is too little for the threads. */
+    bool serial = threads == 1 || 4.0 * pairs * (double)c->width < SERIAL_FLOPS;
+    f->row_block = ROW_BLOCK;
+    f->splits_parallel = 0;
+    for (;;) {
+        int64_t tasks = 0, splits = 0;
+        for (int64_t i = 0; i < f->units; i++) {
+            tasks += row_blocks(f, &f->unit[i]);
+            splits = max_i64(splits, split_count(&f->unit[i]));
+        }
+        f->tasks = tasks;
+        if (serial || tasks >= 8 * threads)
+            break;
+        if (f->row_block > 2 * TILE_ROWS && f->row_block > DIRECT_ROWS) {
+            f->row_block = round_up(f->row_block / 2, TILE_ROWS);
+            continue;
+        }
+        f->splits_parallel = splits > 1 && tasks < 4 * threads;
+        break;
+    }
+    int64_t first = 0, partial = 0;
+    for (int64_t i = 0; i < f->units; i++) {
+        struct unit *u = &f->unit[i];
+        int64_t tasks = row_blocks(f, u) * (f->splits_parallel ? split_count(u) : 1);
+        u->first_task = first;
+        first += tasks;
+        if (f->splits_parallel) {
+            u->partial = (float *)((uintptr_t)f->partial + (uintptr_t)partial);
+            partial += tasks * 4 * state_floats(round_up(f->row_block, TILE_ROWS), f->width);
+        }
+    }
+    f->packed_bytes = max_i64(f->packed_bytes, packed);
+    f->partial_bytes = max_i64(f->partial_bytes, partial);
+    if (serial)
+        f->tasks = -f->tasks; /* run them here */
+    return f->units > 0;
+}
+
+static void wave_run(struct forward *f) {
+    bool serial = f->tasks < 0;
+    int64_t tasks = serial ? -f->tasks : f->tasks;
+    if (serial) {
+        run_packing(f, 0, f->blocks, 0);
+        run_tasks(f, 0, tasks, 0);
+        return;
+    }
+    parallel_for(f->blocks, 4, run_packing, f);
+    if (!f->splits_parallel) {
+        parallel_for(tasks, 1, run_tasks, f);
+        return;
+    }
+    const struct unit *last = &f->unit[f->units - 1];
+    parallel_for(last->first_task + row_blocks(f, last) * split_count(last), 1, run_split_tasks, f);
+    parallel_for(tasks, 1, run_merges, f);
+}
+
+/* Rows that belong to no sequence see nothing. */
+static void clear_rows(const struct attention_call *c, int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; n++)
+        for (int64_t h = 0; h < c->heads; h++) {
+            memset((void *)(uintptr_t)element(&c->o, n, h), 0,
+                   (size_t)c->width * dtype_size(c->o.dtype));
+            if (c->lse.data)
+                ((float *)c->lse.data)[h * c->rows + n] = -INFINITY;
+        }
+}
+
+static tril_status forward(struct op_context *ctx, const struct tensor *args, const void *params,
+                           struct tril_error *err) {
+    struct forward f;
+    struct attention_call *c = &f.c;
+    tril_status st = attention_unpack_forward(c, args, params, err);
+    if (st != TRIL_OK)
+        return st;
+    const struct attention_params *p = c->params;
+    f.group = c->heads / c->kv_heads;
+    f.width = round_up(c->width, PANEL);
+    f.softcap = p->softcap;
+    f.q_factor = p->softcap > 0 ? p->scale / p->softcap : p->scale * (float)LOG2E;
+    f.softcap_out = p->softcap * (float)LOG2E;
+    f.keep_factor = 1 / (1 - p->dropout);
+    f.drop_threshold = (uint32_t)ceilf(p->dropout * 0x1p24f);
+    int64_t next = 0;
+    for (int64_t s = 0; s < c->sequences; s++) {
+        clear_rows(c, next, c->q_offsets[s]);
+        next = max_i64(next, c->q_offsets[s + 1]);
+    }
+    clear_rows(c, next, c->rows);
+
+    /* Once without memory, for the sizes; then for good. */
+    f.packed = f.partial = NULL;
+    f.packed_bytes = f.partial_bytes = 0;
+    f.next_sequence = f.next_head = 0;
+    int waves = 0;
+    while (wave_next(&f))
+        waves++;
+    if (waves == 0)
+        return TRIL_OK;
+    f.worker_bytes = worker_size(f.width);
+    int64_t workers = f.worker_bytes * threads_count();
+    int64_t packed = round_up(f.packed_bytes, 64);
+    f.worker = op_scratch(ctx, workers + packed + f.partial_bytes);
+    if (!f.worker)
+        return error_set(err, TRIL_ERR_MEMORY,
+                         "attention_forward: %lld bytes of scratch are not available",
+                         (long long)(workers + packed + f.partial_bytes));
+    f.packed = f.worker + workers;
+    f.partial = f.packed + packed;
+    f.next_sequence = f.next_head = 0;
+    while (wave_next(&f))
+        wave_run(&f);
+    return TRIL_OK;
+}
+
+void LEVEL(register_attention_forward)(struct backend *b) {
+    b->table[OP_ATTENTION_FORWARD] = forward;
+}
