@@ -3,6 +3,7 @@
 #include "base/random.h"
 
 #include <math.h>
+#include <stdbool.h>
 
 void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
     uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
@@ -40,14 +41,39 @@ float random_uniform(const struct random_key *key, uint64_t element) {
     return (float)(random_u32(key, element) >> 8) * 0x1p-24f;
 }
 
-float random_normal(const struct random_key *key, uint64_t element) {
+/* The two normal numbers that a pair of words gives. */
+static void box_muller(const uint32_t pair[2], bool first, bool second, float out[2]) {
     const double two_pi = 6.283185307179586;
-    uint32_t out[4];
-    random_block(key, element / 4, out);
-    const uint32_t *pair = out + (element % 4 / 2) * 2;
     double radius = sqrt(-2.0 * log(((double)pair[0] + 1.0) * 0x1p-32)); /* of (0, 1] */
     double angle = two_pi * ((double)pair[1] * 0x1p-32);
-    return (float)(radius * (element % 2 == 0 ? cos(angle) : sin(angle)));
+    if (first)
+        out[0] = (float)(radius * cos(angle));
+    if (second)
+        out[1] = (float)(radius * sin(angle));
+}
+
+float random_normal(const struct random_key *key, uint64_t element) {
+    uint32_t words[4];
+    float out[2];
+    random_block(key, element / 4, words);
+    box_muller(words + (element % 4 / 2) * 2, element % 2 == 0, element % 2 == 1, out);
+    return out[element % 2];
+}
+
+void random_normal_fill(const struct random_key *key, uint64_t first, int64_t n, float *out) {
+    int64_t i = 0;
+    while (i < n) {
+        uint64_t element = first + (uint64_t)i;
+        if (element % 4 || n - i < 4) {
+            out[i++] = random_normal(key, element);
+            continue;
+        }
+        uint32_t words[4];
+        random_block(key, element / 4, words);
+        box_muller(words, true, true, out + i);
+        box_muller(words + 2, true, true, out + i + 2);
+        i += 4;
+    }
 }
 
 /* Lemire's method: the high half of x * n is below n; it is unbiased if the low half is at least

@@ -36,6 +36,9 @@ uint32_t random_u32(const struct random_key *key, uint64_t element);
 float random_uniform(const struct random_key *key, uint64_t element);
 /* Standard normal, Box-Muller on the pair of block numbers that holds `element`. */
 float random_normal(const struct random_key *key, uint64_t element);
+/* out[i] = random_normal(key, first + i) for i < n: the same bits, a block drawn once for its four.
+ */
+void random_normal_fill(const struct random_key *key, uint64_t first, int64_t n, float *out);
 /* Unbiased integer in [0, n), n >= 1. Draws from block `element`: give it a key of its own. */
 uint64_t random_below(const struct random_key *key, uint64_t element, uint64_t n);
 

@@ -133,11 +133,24 @@ static void test_streams_differ(void **state) {
     }
 }
 
+static void test_normal_fill(void **state) {
+    (void)state;
+    const struct random_key key = {1234, 5, 6, RANDOM_TEST};
+    float out[32];
+    for (uint64_t first = 0; first < 9; first++)
+        for (int64_t n = 0; n < 20; n++) {
+            random_normal_fill(&key, first, n, out);
+            for (int64_t i = 0; i < n; i++)
+                assert_true(out[i] == random_normal(&key, first + (uint64_t)i));
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_known_answers), cmocka_unit_test(test_known_answers_file),
         cmocka_unit_test(test_layout),        cmocka_unit_test(test_moments),
         cmocka_unit_test(test_below),         cmocka_unit_test(test_streams_differ),
+        cmocka_unit_test(test_normal_fill),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
