@@ -36,7 +36,7 @@ add_executable(user user.c)
 target_link_libraries(user PRIVATE tril::tril)
 END
 unset PKG_CONFIG_PATH # the package finds its own tril.pc
-cmake -S "$folder" -B "$folder/build" -DCMAKE_PREFIX_PATH="$folder/usr" \
+cmake -G Ninja -S "$folder" -B "$folder/build" -DCMAKE_PREFIX_PATH="$folder/usr" \
     -DCMAKE_C_COMPILER="$(cache CMAKE_C_COMPILER)" >/dev/null
 cmake --build "$folder/build" >/dev/null
 [ "$("$folder/build/user")" = "not enough memory" ]
