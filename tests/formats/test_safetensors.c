@@ -1,21 +1,16 @@
 /* safetensors: what is accepted, every refusal of docs/formats.md in one sentence, sharded models,
  * and files as the writer makes them. All files are made here, in a directory of their own. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
 #include "base/file.h"
 #include "formats/safetensors.h"
+#include "support/support.h"
 
-static char dir[] = "/tmp/tril-safetensors-XXXXXX";
+static const char *dir;
 static struct tril_error err;
 
 static const char *in_dir(const char *name) {
@@ -373,12 +368,8 @@ static void test_full_disk(void **state) {
 
 static int setup(void **state) {
     (void)state;
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    return dir_remove(dir, &err) == TRIL_OK ? 0 : -1;
+    dir = test_dir();
+    return 0;
 }
 
 int main(void) {
@@ -388,5 +379,5 @@ int main(void) {
         cmocka_unit_test(test_sharded),   cmocka_unit_test(test_writer),
         cmocka_unit_test(test_full_disk),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, NULL);
 }
