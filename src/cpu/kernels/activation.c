@@ -8,6 +8,14 @@
 #define SQRT_2_OVER_PI 0.79788456080286535588f
 #define SQRT_1_OVER_2PI 0.39894228040143267794f
 
+/* sigmoid(x) and, with a small relative error of its own, 1 - sigmoid(x) = e^-x sigmoid(x); that is
+ * 0 instead of 1 where sigmoid(x) is 0, which every use multiplies with it. */
+SIMD vf sigmoid_and_rest(vf x, vf *rest) {
+    vf e = vf_exp(-x), s = vf_set(1.0f) / (vf_set(1.0f) + e);
+    *rest = vf_min(vf_set(1e30f), e) * s;
+    return s;
+}
+
 /* act(x) and, where asked for, act'(x); `a` is a constant after inlining. */
 SIMD vf act_value_slope(enum activation a, vf x, vf *slope) {
     vf one = vf_set(1.0f);
@@ -27,13 +35,13 @@ SIMD vf act_value_slope(enum activation a, vf x, vf *slope) {
         vf z = vf_min(vf_set(1e8f), x * x); /* (finite: it meets zeros below) */
         vf u2 = x * vf_fma(z, vf_set(2 * SQRT_2_OVER_PI * 0.044715f), vf_set(2 * SQRT_2_OVER_PI));
         vf u2_slope = vf_fma(z, vf_set(6 * SQRT_2_OVER_PI * 0.044715f), vf_set(2 * SQRT_2_OVER_PI));
-        vf s = vf_sigmoid(u2), y = x * s;
-        *slope = vf_fma(y * (one - s), u2_slope, s);
+        vf rest, s = sigmoid_and_rest(u2, &rest), y = x * s;
+        *slope = vf_fma(y * rest, u2_slope, s);
         return y;
     }
     case ACT_SILU: {
-        vf s = vf_sigmoid(x), y = x * s;
-        *slope = vf_fma(y, one - s, s);
+        vf rest, s = sigmoid_and_rest(x, &rest), y = x * s;
+        *slope = vf_fma(y, rest, s);
         return y;
     }
     case ACT_NONE:
