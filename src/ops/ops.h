@@ -97,7 +97,7 @@ struct op_info {
     void (*test_fill)(const struct op_case *c, struct tensor *args, const struct random_key *key);
     /* Useful floating-point operations of a call; NULL: bytes are the measure. */
     double (*flops)(const struct tensor *args, const void *params);
-    /* Longest sum behind one output (sizes the tolerance); NULL: 1. */
+    /* Longest sum behind one output, or roundings in a row (sizes the tolerance); NULL: 1. */
     double (*reduction)(const struct tensor *args, const void *params);
     /* What the description cannot say (2R <= d, H a multiple of K); NULL: nothing. */
     tril_status (*check)(const struct tensor *args, const void *params, struct tril_error *err);

@@ -9,13 +9,14 @@
  *
  *     |out - ref| <= u_out |ref| + 4 u32 (reduction * P + max|ref|) (+ 4 u_act sqrt(reduction) * P)
  *
- * where u is a dtype's unit roundoff and P the element's sensitivity: the largest change of the
- * reference, over a few trials, when every input is multiplied by (1 +- t), divided by t. P is
- * sum |df/dx x| with random signs, that is what relative errors of the inputs, and so those of
- * well-ordered arithmetic, can do to this element; the sum of `reduction` terms multiplies it at
- * most by that number. max|ref| over the tensor forgives absolute errors of a few u32 of the
- * largest element (tails of GELU, softmax). The last term is for operations that round intermediate
- * factors to the activations' dtype. */
+ * where u is a dtype's unit roundoff and P the element's sensitivity: summed over the inputs, the
+ * largest change of the reference, over a few trials, when that input's elements are multiplied by
+ * 1 + t u (u random, about +-1), divided by t; at least its mean over the tensor, as a random sum
+ * may come out small by chance. P is sum |df/dx x| with random signs: what relative errors of the
+ * inputs, and so those of well-ordered arithmetic, do to the element; `reduction` roundings in a
+ * row multiply it at most by their number. max|ref| over the tensor forgives absolute errors of a
+ * few u32 of the largest element (tails of GELU, softmax). The last term is for operations that
+ * round intermediate factors to the activations' dtype. */
 #ifndef TESTS_OP_HARNESS_H
 #define TESTS_OP_HARNESS_H
 
