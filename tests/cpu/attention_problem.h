@@ -311,7 +311,11 @@ static inline void plain(struct problem *p, bool backward) {
 }
 
 /* max|x - ref| <= factor max|plain - ref| + 2 max|(ref + 0.3 - 0.3) - ref|, the last in the storage
- * dtype; and what is infinite in ref is the same in x. */
+ dtype; and what is infinite in ref is the same in x. Gradients (factor 3) may be sums that cancel
+ * exactly in the textbook's order and not in another: dP - delta, two sums of d products of about
+ 4,
+ * rounded as sqrt(d) 4 eps, times a key of about 4 times the scale 1 / sqrt(d): 32 eps more, and in
+ * dk as many such errors as there are rows, in random directions. */
 static inline void check_rule(const char *what, const struct problem *p, const double *ref,
                               const double *plain_values, const double *x, int64_t n,
                               double factor) {
@@ -332,7 +336,8 @@ static inline void check_rule(const char *what, const struct problem *p, const d
         worst_plain = fmax(worst_plain, fabs(plain_values[i] - ref[i]));
         granule = fmax(granule, fabs((double)down - ref[i]));
     }
-    if (worst > factor * worst_plain + 2 * granule)
+    double cancelled = factor > 2 ? 32 * 0x1p-24 * sqrt((double)(p->rows * p->heads)) : 0;
+    if (worst > factor * worst_plain + 2 * granule + cancelled)
         fail_msg("%s of %d sequences (q %d, kv %d), heads %d/%d, width %d, %s%s%s, softcap %g, "
                  "dropout %g, seed %d: error %g at %lld, allowed %g * %g + 2 * %g",
                  what, p->sequences, p->q_length[0], p->kv_length[0], p->heads, p->kv_heads,

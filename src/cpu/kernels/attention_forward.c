@@ -96,11 +96,6 @@ static struct rows rows_at(char *memory, int64_t width) {
     return b;
 }
 
-static const void *element(const struct tensor *t, int64_t row, int64_t head) {
-    int64_t at = row * t->stride[0] + head * t->stride[1];
-    return (const char *)t->data + at * (int64_t)dtype_size(t->dtype);
-}
-
 /* Gathers rows [begin, begin + count) of a unit. */
 static void rows_load(const struct forward *f, const struct unit *u, int64_t begin, int64_t count,
                       struct rows *b) {

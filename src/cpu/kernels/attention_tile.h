@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "cpu/kernels/simd.h"
+#include "ops/tensor.h"
 
 #define KEY_BLOCK 64         /* keys of one step of the online softmax */
 #define PANEL (2 * VF_WIDTH) /* columns of one tile: two vectors */
@@ -29,6 +30,12 @@ SIMD int64_t min_i64(int64_t a, int64_t b) {
 }
 SIMD int64_t max_i64(int64_t a, int64_t b) {
     return a > b ? a : b;
+}
+
+/* Vector [row, head] of a [rows, heads, d] tensor. */
+SIMD const void *element(const struct tensor *t, int64_t row, int64_t head) {
+    int64_t at = row * t->stride[0] + head * t->stride[1];
+    return (const char *)t->data + at * (int64_t)dtype_size(t->dtype);
 }
 
 /* ------------------------------------------------------------------ products */
