@@ -3,7 +3,10 @@
 #ifndef CLI_CLI_H
 #define CLI_CLI_H
 
-#define COMMAND_LIST(X) X(version, "what this build found: instruction sets, libraries")
+#define COMMAND_LIST(X)                                                                            \
+    X(train, "train a model on text, from scratch or from existing weights")                       \
+    X(generate, "continue a text")                                                                 \
+    X(version, "what this build found: instruction sets, libraries")
 
 #define COMMAND_DECLARE(name, text) int cmd_##name(int argc, char **argv);
 COMMAND_LIST(COMMAND_DECLARE)

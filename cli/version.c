@@ -1,8 +1,8 @@
 /* tril version: what was found when it was built, and on this machine. */
-#include <jansson.h>
 #include <stdio.h>
 
 #include "cli.h"
+#include "json.h"
 #include "options.h"
 #include "tril/tril.h"
 
@@ -25,13 +25,10 @@ int cmd_version(int argc, char **argv) {
     struct tril_build_info info;
     tril_build_info_get(&info);
     if (json) {
-        json_t *o = json_pack("{s:s, s:s, s:s?, s:s, s:s, s:s, s:s, s:i}", "version", info.version,
-                              "compiler", info.compiler, "onednn", info.onednn, "parallel",
-                              info.parallel, "processor", info.processor, "isa", info.isa,
-                              "isa_best", info.isa_best, "threads", info.threads);
-        json_dumpf(o, stdout, JSON_INDENT(2));
-        putchar('\n');
-        json_decref(o);
+        json_print(json_pack("{s:s, s:s, s:s?, s:s, s:s, s:s, s:s, s:i}", "version", info.version,
+                             "compiler", info.compiler, "onednn", info.onednn, "parallel",
+                             info.parallel, "processor", info.processor, "isa", info.isa,
+                             "isa_best", info.isa_best, "threads", info.threads));
         return 0;
     }
     printf("tril %s (%s)\n", info.version, info.compiler);

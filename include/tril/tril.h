@@ -4,6 +4,7 @@
 
 #include "tril/config.h"
 #include "tril/error.h"
+#include "tril/generate.h"
 #include "tril/train.h"
 
 #ifdef __cplusplus

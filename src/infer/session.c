@@ -118,3 +118,7 @@ const int32_t *session_tokens(const struct session *s, int64_t *n) {
 int64_t session_capacity(const struct session *s) {
     return s->capacity;
 }
+
+int64_t session_vocab(const struct session *s) {
+    return s->model->config.vocab;
+}

@@ -30,5 +30,6 @@ tril_status session_step(struct session *s, int32_t token, struct tril_error *er
 const float *session_logits(const struct session *s);
 const int32_t *session_tokens(const struct session *s, int64_t *n);
 int64_t session_capacity(const struct session *s);
+int64_t session_vocab(const struct session *s);
 
 #endif

@@ -1,0 +1,82 @@
+/* tril/generate.h: an engine is a model, its tokenizer and one session. */
+#include "tril/generate.h"
+
+#include <stdlib.h>
+
+#include "api/device.h"
+#include "infer/generator.h"
+
+struct tril_engine {
+    struct op_context ctx;
+    struct model *model;
+    struct tokenizer *tokenizer; /* NULL: the directory has none */
+    struct session *session;
+};
+
+tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_options *o,
+                             struct tril_error *err) {
+    struct model_options options = {.dtype = DT_BF16};
+    struct tril_error tokenizer_error;
+    tril_status st = TRIL_OK;
+    struct tril_engine *e = calloc(1, sizeof *e);
+    *out = NULL;
+    if (!e)
+        return error_set(err, TRIL_ERR_MEMORY, "not enough memory for an engine");
+    if (!o->model) {
+        st = error_set(err, TRIL_ERR_ARGUMENT, "no model is given: name its directory");
+        goto done;
+    }
+    if (o->dtype && (!dtype_parse(o->dtype, &options.dtype) ||
+                     (options.dtype != DT_BF16 && options.dtype != DT_F32))) {
+        st = error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16 or fp32, not '%s'", o->dtype);
+        goto done;
+    }
+    TRY(device_open(&e->ctx, o->device, err));
+    TRY(model_load(&e->model, o->model, &options, &e->ctx, err));
+    if (o->tokenizer)
+        TRY(tokenizer_load(&e->tokenizer, o->tokenizer, NULL, err));
+    else if (tokenizer_load(&e->tokenizer, o->model, NULL, &tokenizer_error) != TRIL_OK)
+        e->tokenizer = NULL; /* said when a text needs it */
+    TRY(session_create(&e->session, e->model, o->context, 0, err));
+    *out = e;
+done:
+    if (st != TRIL_OK)
+        tril_engine_close(e);
+    return st;
+}
+
+void tril_engine_close(struct tril_engine *e) {
+    if (!e)
+        return;
+    session_free(e->session);
+    tokenizer_free(e->tokenizer);
+    model_free(e->model);
+    op_context_free(&e->ctx);
+    free(e);
+}
+
+struct tril_generate_options tril_generate_defaults(void) {
+    return (struct tril_generate_options){.prompt = "",
+                                          .max_tokens = 256,
+                                          .temperature = 0.8,
+                                          .top_p = 0.95,
+                                          .repetition_penalty = 1,
+                                          .seed = 1337};
+}
+
+tril_status tril_generate(struct tril_engine *e, const struct tril_generate_options *o,
+                          struct tril_generation *out, struct tril_error *err) {
+    int64_t eos = e->model->config.eos_id;
+    *out = (struct tril_generation){0};
+    if (!e->tokenizer && !o->prompt_ids)
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "the model's directory has no tokenizer: give one with --tokenizer FILE");
+    if (e->tokenizer && tokenizer_eos(e->tokenizer) >= 0)
+        eos = tokenizer_eos(e->tokenizer);
+    return generator_run(e->session, e->tokenizer, eos, o, out, err);
+}
+
+const char *tril_finish_name(enum tril_finish f) {
+    static const char *const names[] = {"length", "eos", "stop", "context", "callback"};
+    return names[f];
+}
