@@ -5,6 +5,7 @@
 
 #define COMMAND_LIST(X)                                                                            \
     X(train, "train a model on text, from scratch or from existing weights")                       \
+    X(eval, "loss, perplexity and bits per byte of a model on a text; logits and gradients")       \
     X(generate, "continue a text")                                                                 \
     X(version, "what this build found: instruction sets, libraries")
 

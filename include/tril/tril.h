@@ -4,6 +4,7 @@
 
 #include "tril/config.h"
 #include "tril/error.h"
+#include "tril/eval.h"
 #include "tril/generate.h"
 #include "tril/train.h"
 
