@@ -7,6 +7,7 @@
     X(train, "train a model on text, from scratch or from existing weights")                       \
     X(eval, "loss, perplexity and bits per byte of a model on a text; logits and gradients")       \
     X(generate, "continue a text")                                                                 \
+    X(inspect, "parameters, FLOPs, memory and shapes of a model")                                  \
     X(version, "what this build found: instruction sets, libraries")
 
 #define COMMAND_DECLARE(name, text) int cmd_##name(int argc, char **argv);

@@ -5,6 +5,7 @@
 
 #include "cli.h"
 #include "json.h"
+#include "model_options.h"
 #include "options.h"
 #include "tril/tril.h"
 
@@ -55,7 +56,8 @@ int cmd_train(int argc, char **argv) {
     struct option_list data = {0};
     void *storage = NULL;
     const char *resume_out = NULL;
-    bool json = false, tied = false, untied = false, qk_norm = false, no_bias = false;
+    bool json = false;
+    struct model_flags flags = {0};
     int64_t seed;
     int code = 0;
     if (wants_resume(argc, argv, &resume_out)) {
@@ -91,28 +93,7 @@ int cmd_train(int argc, char **argv) {
         {"preset", "NAME", "model3, nano (default), gpt2, gpt2-medium/-large/-xl, llama-110m/-1b",
          OPTION_STRING, &o.preset, 0, 0, NULL},
         {"config", "FILE", "a config.json", OPTION_STRING, &o.config, 0, 0, NULL},
-        {"layers", "L", "blocks", OPTION_INT, &o.overrides.layers, 1, 1e6, NULL},
-        {"heads", "H", "query heads", OPTION_INT, &o.overrides.heads, 1, 1e6, NULL},
-        {"kv-heads", "K", "key/value heads", OPTION_INT, &o.overrides.kv_heads, 1, 1e6, NULL},
-        {"head-dim", "N", "width of a head", OPTION_INT, &o.overrides.head_dim, 1, 1e6, NULL},
-        {"dim", "D", "width", OPTION_INT, &o.overrides.dim, 1, 1e7, NULL},
-        {"ffn", "F", "hidden width of the FFN", OPTION_INT, &o.overrides.ffn, 1, 1e8, NULL},
-        {"context", "N", "longest sequence (default: the larger of the preset's and --seq)",
-         OPTION_INT, &o.overrides.context, 1, 1e8, NULL},
-        {"norm", "KIND", "", OPTION_CHOICE, &o.overrides.norm, 0, 0, "layernorm|rmsnorm"},
-        {"ffn-kind", "KIND", "", OPTION_CHOICE, &o.overrides.ffn_kind, 0, 0, "none|mlp|gated"},
-        {"activation", "NAME", "", OPTION_CHOICE, &o.overrides.activation, 0, 0,
-         "relu|gelu|gelu-tanh|silu"},
-        {"position", "KIND", "", OPTION_CHOICE, &o.overrides.position, 0, 0,
-         "none|learned|rope|alibi"},
-        {"rope-theta", "X", "RoPE's base", OPTION_NUMBER, &o.overrides.rope_theta, 1, 1e12, NULL},
-        {"norm-eps", "X", "epsilon of the norms", OPTION_NUMBER, &o.overrides.norm_eps, 0, 1, NULL},
-        {"dropout", "P", "embeddings, attention and residual branches", OPTION_NUMBER,
-         &o.overrides.dropout, 0, 0.99, NULL},
-        {"tied", NULL, "the head is the token embedding", OPTION_FLAG, &tied, 0, 0, NULL},
-        {"untied", NULL, "the head has its own weights", OPTION_FLAG, &untied, 0, 0, NULL},
-        {"qk-norm", NULL, "RMSNorm on queries and keys", OPTION_FLAG, &qk_norm, 0, 0, NULL},
-        {"no-bias", NULL, "no biases anywhere", OPTION_FLAG, &no_bias, 0, 0, NULL},
+        MODEL_OPTIONS(o.overrides, flags),
         {.kind = OPTION_HEADING, .help = "Optimisation"},
         {"batch", "B", "rows of a micro-batch (8)", OPTION_INT, &o.batch, 1, 65536, NULL},
         {"seq", "T", "tokens of a row (256)", OPTION_INT, &o.seq, 1, 1 << 24, NULL},
@@ -190,12 +171,7 @@ int cmd_train(int argc, char **argv) {
         o.data_count = data.count;
     }
     o.seed = (uint64_t)seed;
-    if (tied || untied)
-        o.overrides.tied = tied;
-    if (qk_norm)
-        o.overrides.qk_norm = 1;
-    if (no_bias)
-        o.overrides.bias = 0;
+    model_flags_apply(&flags, &o.overrides);
     tril_signals_catch();
     tril_status st = tril_train(&o, &result, &err);
     if (st != TRIL_OK)

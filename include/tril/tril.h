@@ -6,6 +6,7 @@
 #include "tril/error.h"
 #include "tril/eval.h"
 #include "tril/generate.h"
+#include "tril/inspect.h"
 #include "tril/train.h"
 
 #ifdef __cplusplus

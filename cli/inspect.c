@@ -1,0 +1,228 @@
+/* tril inspect: what a model consists of, costs and looks like inside. */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli.h"
+#include "json.h"
+#include "model_options.h"
+#include "options.h"
+#include "tril/tril.h"
+
+/* ------------------------------------------------------------------ parameters and FLOPs */
+
+static const char *human(double n, char buffer[32]) {
+    static const char *const units[] = {"", "k", "M", "G", "T", "P"};
+    int u = 0;
+    while (n >= 1000 && u < 5) {
+        n /= 1000;
+        u++;
+    }
+    snprintf(buffer, 32, u ? "%.2f %s" : "%.0f%s", n, units[u]);
+    return buffer;
+}
+
+static void part(const char *name, double n, double total, double flops, double all_flops) {
+    char a[32], b[32] = "";
+    if (n <= 0 && flops <= 0)
+        return;
+    printf("  %-22s %10s %5.1f%%", name, human(n, a), total > 0 ? 100 * n / total : 0);
+    if (flops > 0)
+        printf("   %10s %5.1f%%", human(flops, b), 100 * flops / all_flops);
+    putchar('\n');
+}
+
+static tril_status show_params(const struct tril_model_source *source, int64_t seq, bool json,
+                               struct tril_error *err) {
+    struct tril_model_info i;
+    struct tril_counts c;
+    tril_status st = tril_inspect_params(source, seq, &i, &c, err);
+    if (st != TRIL_OK)
+        return st;
+    if (seq <= 0)
+        seq = i.context;
+    if (json) {
+        json_print(json_pack(
+            "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:{s:f, s:f, s:f, s:f, s:f, s:f, "
+            "s:f}, s:{s:f, s:f, s:f, s:f, s:f, s:f}}",
+            "type", i.type, "layers", (json_int_t)i.layers, "dim", (json_int_t)i.dim, "heads",
+            (json_int_t)i.heads, "kv_heads", (json_int_t)i.kv_heads, "head_dim",
+            (json_int_t)i.head_dim, "ffn", (json_int_t)i.ffn, "vocab", (json_int_t)i.vocab, "seq",
+            (json_int_t)seq, "tied", i.tied, "parameters", "embedding", c.embedding, "position",
+            c.position, "attention", c.attention, "ffn", c.ffn, "norms", c.norms, "head", c.head,
+            "total", c.total, "flops_per_token", "attention", c.flops_attention, "scores",
+            c.flops_scores, "ffn", c.flops_ffn, "head", c.flops_head, "total", c.flops_total,
+            "train", c.train_flops));
+        return TRIL_OK;
+    }
+    char a[32], b[32];
+    printf("%s: %lld layers, width %lld, %lld heads of %lld (%lld key/value), FFN %lld, vocabulary "
+           "%lld, context %lld, head %s\n\n",
+           i.type, (long long)i.layers, (long long)i.dim, (long long)i.heads, (long long)i.head_dim,
+           (long long)i.kv_heads, (long long)i.ffn, (long long)i.vocab, (long long)i.context,
+           i.tied ? "tied" : "untied");
+    printf("  %-22s %10s %6s   %10s (a token, at T = %lld)\n", "part", "parameters", "", "FLOPs",
+           (long long)seq);
+    part("token embedding", c.embedding, c.total, 0, 1);
+    part("position embedding", c.position, c.total, 0, 1);
+    part("attention projections", c.attention, c.total, c.flops_attention, c.flops_total);
+    part("attention scores", 0, c.total, c.flops_scores, c.flops_total);
+    part("FFN", c.ffn, c.total, c.flops_ffn, c.flops_total);
+    part("norms", c.norms, c.total, 0, 1);
+    part(i.tied ? "head (tied)" : "head", c.head, c.total, c.flops_head, c.flops_total);
+    printf("  %-22s %10s          %10s\n", "total", human(c.total, a), human(c.flops_total, b));
+    printf("\n  exactly %.0f parameters; training: %s FLOPs a token\n", c.total,
+           human(c.train_flops, a));
+    return TRIL_OK;
+}
+
+/* ------------------------------------------------------------------ memory */
+
+static void memory_row(const char *name, double bytes) {
+    if (bytes > 0)
+        printf("  %-36s %10.2f MB\n", name, bytes / 1e6);
+}
+
+static tril_status show_memory(const struct tril_model_source *source,
+                               const struct tril_memory_options *o, bool json,
+                               struct tril_error *err) {
+    struct tril_memory m;
+    tril_status st = tril_inspect_memory(source, o, &m, err);
+    if (st != TRIL_OK)
+        return st;
+    if (json) {
+        json_print(json_pack("{s:b, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "training",
+                             o->training, "weights", m.weights, "masters", m.masters, "gradients",
+                             m.gradients, "optimiser", m.optimiser, "activations", m.activations,
+                             "packings", m.packings, "logits", m.logits, "cache", m.cache, "other",
+                             m.other, "total", m.total));
+        return TRIL_OK;
+    }
+    printf("%s, %lld x %lld tokens, %s%s%s\n\n", o->training ? "training" : "inference",
+           (long long)o->batch, (long long)o->seq, o->dtype, o->training ? ", recompute " : "",
+           o->training ? o->recompute : "");
+    memory_row("weights", m.weights);
+    memory_row("packed copies of the weights", m.packings);
+    memory_row("fp32 masters", m.masters);
+    memory_row("gradients", m.gradients);
+    memory_row("optimiser (AdamW's two moments)", m.optimiser);
+    memory_row("activations and scratch", m.activations);
+    memory_row("logits (a chunk at a time)", m.logits);
+    memory_row("key/value cache", m.cache);
+    memory_row("other", m.other);
+    printf("  %-36s %10.2f MB\n", "total", m.total / 1e6);
+    return TRIL_OK;
+}
+
+/* ------------------------------------------------------------------ shapes */
+
+struct shape_list {
+    bool json, all;
+    json_t *rows;
+    int skipped; /* last layer that was left out */
+};
+
+static void visit_shape(void *arg, int layer, const char *name, int rank, const int64_t *shape,
+                        const char *dtype) {
+    struct shape_list *l = arg;
+    char text[128] = "";
+    size_t n = 0;
+    if (l->json) {
+        json_t *sizes = json_array();
+        for (int i = 0; i < rank; i++)
+            json_array_append_new(sizes, json_integer(shape[i]));
+        json_array_append_new(l->rows, json_pack("{s:i, s:s, s:o, s:s}", "layer", layer, "name",
+                                                 name, "shape", sizes, "dtype", dtype));
+        return;
+    }
+    if (layer > 0 && !l->all) {
+        if (layer != l->skipped)
+            printf("  layer %d: as layer 0\n", layer);
+        l->skipped = layer;
+        return;
+    }
+    for (int i = 0; i < rank && n < sizeof text; i++)
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s%lld", i ? " x " : "",
+                              (long long)shape[i]);
+    printf("  %-36s %-24s %s\n", name, text, dtype);
+}
+
+static tril_status show_shapes(const struct tril_model_source *source, int64_t seq,
+                               const char *dtype, bool all, bool json, struct tril_error *err) {
+    struct shape_list l = {.json = json, .all = all, .rows = json ? json_array() : NULL};
+    tril_status st = tril_inspect_shapes(source, seq, dtype, visit_shape, &l, err);
+    if (json && st == TRIL_OK)
+        json_print(l.rows);
+    else
+        json_decref(l.rows);
+    return st;
+}
+
+int cmd_inspect(int argc, char **argv) {
+    struct tril_model_source source = {.overrides = tril_model_overrides_none()};
+    struct tril_memory_options m = {
+        .training = true, .batch = 8, .dtype = "bf16", .recompute = "none"};
+    struct model_flags flags = {0};
+    struct tril_error err = {0};
+    bool params = false, memory = false, shapes = false, all = false, inference = false,
+         json = false;
+    int64_t threads = 0;
+    int code = 0;
+    const struct option options[] = {
+        {.kind = OPTION_HEADING, .help = "Which model"},
+        {"model", "DIR", "a Hugging Face directory", OPTION_STRING, &source.model, 0, 0, NULL},
+        {"preset", "NAME", "model3, nano, gpt2, gpt2-medium/-large/-xl, llama-110m/-1b",
+         OPTION_STRING, &source.preset, 0, 0, NULL},
+        {"config", "FILE", "a config.json", OPTION_STRING, &source.config, 0, 0, NULL},
+        MODEL_OPTIONS(source.overrides, flags),
+        {"vocab", "V", "tokens", OPTION_INT, &source.overrides.vocab, 1, 1e8, NULL},
+        {.kind = OPTION_HEADING, .help = "What to show"},
+        {"params", NULL, "parameters and FLOPs by part (the default)", OPTION_FLAG, &params, 0, 0,
+         NULL},
+        {"memory", NULL, "predicted memory of a training step (nothing is allocated)", OPTION_FLAG,
+         &memory, 0, 0, NULL},
+        {"inference", NULL, "... of inference instead", OPTION_FLAG, &inference, 0, 0, NULL},
+        {"shapes", NULL, "every tensor of one real forward pass", OPTION_FLAG, &shapes, 0, 0, NULL},
+        {"all", NULL, "... of every layer, not the first alone", OPTION_FLAG, &all, 0, 0, NULL},
+        {.kind = OPTION_HEADING, .help = "At which size"},
+        {"batch", "B", "rows (8)", OPTION_INT, &m.batch, 1, 1e7, NULL},
+        {"seq", "T", "tokens a row (default: the context; shapes: 16)", OPTION_INT, &m.seq, 1, 1e9,
+         NULL},
+        {"dtype", "TYPE", "", OPTION_CHOICE, &m.dtype, 0, 0, "bf16|fp32"},
+        {"recompute", "WHAT", "", OPTION_CHOICE, &m.recompute, 0, 0, "none|selective|full"},
+        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
+        {"json", NULL, "print JSON", OPTION_FLAG, &json, 0, 0, NULL},
+    };
+    const struct command command = {
+        .name = "inspect",
+        .usage = "(--model DIR | --preset NAME | --config FILE) [--params] [--memory] [--shapes]",
+        .summary = "Parameters, FLOPs, memory and shapes of a model.",
+        .examples = "  tril inspect --preset gpt2\n"
+                    "  tril inspect --preset gpt2 --memory --batch 4 --seq 1024 --recompute full\n"
+                    "  tril inspect --preset model3 --dim 128 --heads 4 --shapes\n"
+                    "  tril inspect --preset llama-1b --layers 96 --dim 8192 --heads 64 --memory "
+                    "--inference --batch 1",
+        .options = options,
+        .option_count = sizeof options / sizeof *options,
+    };
+    if (!command_begin(&command, argc, argv, &code))
+        return code;
+    tril_threads_set((int)threads);
+    model_flags_apply(&flags, &source.overrides);
+    m.training = !inference;
+    tril_status st = TRIL_OK;
+    if (shapes)
+        st = show_shapes(&source, m.seq, m.dtype, all, json, &err);
+    if (st == TRIL_OK && (memory || inference)) {
+        if (m.seq <= 0) {
+            struct tril_model_info info;
+            struct tril_counts counts;
+            st = tril_inspect_params(&source, 0, &info, &counts, &err);
+            m.seq = info.context;
+        }
+        if (st == TRIL_OK)
+            st = show_memory(&source, &m, json, &err);
+    }
+    if (st == TRIL_OK && (params || !(shapes || memory || inference)))
+        st = show_params(&source, m.seq, json, &err);
+    return st == TRIL_OK ? 0 : command_fail("inspect", st, &err);
+}
