@@ -8,6 +8,7 @@
     X(eval, "loss, perplexity and bits per byte of a model on a text; logits and gradients")       \
     X(generate, "continue a text")                                                                 \
     X(inspect, "parameters, FLOPs, memory and shapes of a model")                                  \
+    X(bench, "measure training, prefill, decoding and matrix products on this machine")            \
     X(version, "what this build found: instruction sets, libraries")
 
 #define COMMAND_DECLARE(name, text) int cmd_##name(int argc, char **argv);

@@ -6,11 +6,12 @@
 #include <string.h>
 
 #include "api/device.h"
+#include "api/source.h"
 #include "cpu/cpu.h"
 #include "model/model.h"
 
-static tril_status source_config(const struct tril_model_source *s, struct model_config *c,
-                                 struct tril_error *err) {
+tril_status source_config(const struct tril_model_source *s, struct model_config *c,
+                          struct tril_error *err) {
     tril_status st = TRIL_OK;
     if ((s->model != NULL) + (s->preset != NULL) + (s->config != NULL) != 1)
         return error_set(err, TRIL_ERR_ARGUMENT,
@@ -23,6 +24,19 @@ static tril_status source_config(const struct tril_model_source *s, struct model
     TRY(model_config_check(c, err));
 done:
     return st;
+}
+
+tril_status recompute_parse(enum recompute *out, const char *name, struct tril_error *err) {
+    static const char *const names[] = {"none", "selective", "full"};
+    *out = RECOMPUTE_NONE;
+    for (int i = 0; name && i < 3; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *out = (enum recompute)i;
+            return TRIL_OK;
+        }
+    return name ? error_set(err, TRIL_ERR_ARGUMENT,
+                            "recomputation is none, selective or full, not '%s'", name)
+                : TRIL_OK;
 }
 
 tril_status tril_inspect_params(const struct tril_model_source *source, int64_t T,
@@ -67,6 +81,7 @@ tril_status tril_inspect_memory(const struct tril_model_source *source,
     struct model_config c;
     struct model_options options = {.training = o->training, .dtype = DT_BF16};
     struct memory_plan p;
+    enum recompute recompute;
     tril_status st = TRIL_OK;
     TRY(source_config(source, &c, err));
     if (o->dtype && !dtype_parse(o->dtype, &options.dtype)) {
@@ -78,9 +93,7 @@ tril_status tril_inspect_memory(const struct tril_model_source *source,
         st = error_set(err, TRIL_ERR_ARGUMENT, "--batch and --seq are beyond what can be planned");
         goto done;
     }
-    enum recompute recompute = !o->recompute || strcmp(o->recompute, "none") == 0 ? RECOMPUTE_NONE
-                               : strcmp(o->recompute, "full") == 0                ? RECOMPUTE_FULL
-                                                                   : RECOMPUTE_SELECTIVE;
+    TRY(recompute_parse(&recompute, o->recompute, err));
     /* Inference: what tril generate uses, a prefill chunk of 512 tokens and one row of logits. */
     int64_t chunk = batch * seq < 512 ? batch * seq : 512;
     struct workspace_options w = {.max_tokens = o->training ? batch * seq : chunk,

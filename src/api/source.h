@@ -1,0 +1,14 @@
+/* From public descriptions of a model to the rooms' own. */
+#ifndef API_SOURCE_H
+#define API_SOURCE_H
+
+#include "model/model.h"
+#include "tril/inspect.h"
+
+/* The configuration that a source names, overridden and checked. */
+tril_status source_config(const struct tril_model_source *s, struct model_config *c,
+                          struct tril_error *err);
+/* "none" (NULL), "selective", "full". */
+tril_status recompute_parse(enum recompute *out, const char *name, struct tril_error *err);
+
+#endif

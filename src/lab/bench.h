@@ -1,0 +1,28 @@
+/* Timing whole steps and single products of a model; the machine's limits are the caller's. */
+#ifndef LAB_BENCH_H
+#define LAB_BENCH_H
+
+#include "model/model.h"
+#include "tril/bench.h"
+
+struct bench_call {
+    struct op_context *ctx;
+    const struct model_config *config;
+    int64_t batch, seq, steps;
+    enum dtype dtype;
+    enum recompute recompute;
+};
+
+/* Each fills the timing fields of *r (see tril/bench.h); r->peak_flops and r->bandwidth are set
+ * already. Tokens and weights are random. */
+tril_status bench_train(const struct bench_call *c, struct tril_bench_result *r,
+                        struct tril_error *err);
+tril_status bench_prefill(const struct bench_call *c, struct tril_bench_result *r,
+                          struct tril_error *err);
+tril_status bench_decode(const struct bench_call *c, struct tril_bench_result *r,
+                         struct tril_error *err);
+/* The model's linear layers at batch * seq rows: forward, input and weight gradients. */
+tril_status bench_products(const struct bench_call *c, struct tril_bench_result *r,
+                           struct tril_error *err);
+
+#endif
