@@ -11,16 +11,20 @@
 #include "base/json.h"
 #include "base/progress.h"
 #include "base/system.h"
+#include "plot/curve.h"
 
-static tril_status add_point(struct point **list, size_t *count, double step, double value,
-                             struct tril_error *err) {
-    if ((*count & (*count - 1)) == 0) { /* full at powers of two */
-        struct point *grown = realloc(*list, (*count ? 2 * *count : 1) * sizeof **list);
-        if (!grown)
+static tril_status add_point(struct series *s, double step, double value, struct tril_error *err) {
+    if ((s->count & (s->count - 1)) == 0) { /* full at powers of two */
+        size_t bytes = (size_t)(s->count ? 2 * s->count : 1) * sizeof(double);
+        double *steps = realloc(s->step, bytes);
+        s->step = steps ? steps : s->step;
+        double *values = realloc(s->value, bytes);
+        s->value = values ? values : s->value;
+        if (!steps || !values)
             return error_set(err, TRIL_ERR_MEMORY, "not enough memory for the loss curve");
-        *list = grown;
     }
-    (*list)[(*count)++] = (struct point){step, value};
+    s->step[s->count] = step;
+    s->value[s->count++] = value;
     return TRIL_OK;
 }
 
@@ -37,10 +41,10 @@ static int64_t read_line(struct report *r, const char *line, size_t length,
     if (json_is_integer(s) && json_is_number(loss)) {
         step = json_integer_value(s);
         if (step <= r->first_step) {
-            add_point(&r->train, &r->train_count, (double)step, json_number_value(loss), err);
+            add_point(&r->train, (double)step, json_number_value(loss), err);
             if (json_is_number(valid)) {
                 r->last_valid = json_number_value(valid);
-                add_point(&r->valid, &r->valid_count, (double)step, r->last_valid, err);
+                add_point(&r->valid, (double)step, r->last_valid, err);
             }
         }
     }
@@ -107,8 +111,10 @@ void report_close(struct report *r) {
     if (r->log)
         fclose(r->log);
     free(r->log_path);
-    free(r->train);
-    free(r->valid);
+    free(r->train.step);
+    free(r->train.value);
+    free(r->valid.step);
+    free(r->valid.value);
     *r = (struct report){0};
 }
 
@@ -184,14 +190,53 @@ static void draw_line(struct report *r, const struct step_report *s) {
 
 tril_status report_step(struct report *r, const struct step_report *s, struct tril_error *err) {
     tril_status st = TRIL_OK;
-    TRY(add_point(&r->train, &r->train_count, (double)s->step, s->loss, err));
+    TRY(add_point(&r->train, (double)s->step, s->loss, err));
     if (isfinite(s->valid_loss)) {
         r->last_valid = s->valid_loss;
-        TRY(add_point(&r->valid, &r->valid_count, (double)s->step, s->valid_loss, err));
+        TRY(add_point(&r->valid, (double)s->step, s->valid_loss, err));
     }
     TRY(write_log(r, s, err));
     if (!r->quiet)
         draw_line(r, s);
 done:
+    return st;
+}
+
+tril_status report_draw(const struct report *r, const char *out, struct tril_error *err) {
+    const struct series *t = &r->train, *v = &r->valid;
+    char *svg = path_join(out, "loss.svg"), *png = path_join(out, "loss.png");
+    double *smooth = malloc((size_t)(t->count + 1) * sizeof *smooth);
+    bool made;
+    tril_status st = TRIL_OK;
+    if (!svg || !png || !smooth) {
+        st = error_set(err, TRIL_ERR_MEMORY, "not enough memory for the loss curve");
+        goto done;
+    }
+    if (t->count == 0)
+        goto done;
+    curve_smooth(t->value, t->count, 0.95, smooth);
+    const struct curve curves[] = {
+        {.label = NULL, .x = t->step, .y = t->value, .n = t->count, .style = CURVE_FAINT},
+        {.label = "training loss (smoothed)",
+         .x = t->step,
+         .y = smooth,
+         .n = t->count,
+         .style = CURVE_LINE},
+        {.label = "validation loss",
+         .x = v->step,
+         .y = v->value,
+         .n = v->count,
+         .style = CURVE_DOTTED_LINE}};
+    const struct curve_plot plot = {.title = "Loss",
+                                    .x_label = "step",
+                                    .y_label = "nats per token",
+                                    .curves = curves,
+                                    .curve_count = v->count ? 3 : 2};
+    TRY(curve_plot_write(&plot, svg, err));
+    TRY(plot_svg_to_png(svg, png, &made, err));
+done:
+    free(smooth);
+    free(svg);
+    free(png);
     return st;
 }

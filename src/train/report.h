@@ -17,8 +17,10 @@ struct step_report {
     double elapsed;                                     /* seconds, over all runs */
 };
 
-struct point {
-    double step, value;
+/* Points of a curve. */
+struct series {
+    double *step, *value;
+    int64_t count;
 };
 
 struct report {
@@ -27,8 +29,7 @@ struct report {
     bool quiet, terminal, line_open;
     double started, last_line, last_valid;
     int64_t first_step; /* steps done before this run */
-    struct point *train, *valid;
-    size_t train_count, valid_count;
+    struct series train, valid;
 };
 
 /* Opens the log. When a run resumes at step > 0, lines of later steps (of the run that was killed)
@@ -38,6 +39,8 @@ tril_status report_open(struct report *r, const char *log_path, int64_t step, bo
 void report_close(struct report *r);
 /* One step: a line in the log (flushed), the live line now and then. */
 tril_status report_step(struct report *r, const struct step_report *s, struct tril_error *err);
+/* Draws the loss curve: OUT/loss.svg, and loss.png where a converter is installed. */
+tril_status report_draw(const struct report *r, const char *out, struct tril_error *err);
 /* A sentence on its own line on stderr (nothing if quiet). */
 void report_note(struct report *r, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

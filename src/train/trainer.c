@@ -438,6 +438,7 @@ static tril_status run(struct trainer *t, struct tril_train_result *r, struct tr
     r->seconds = clock_seconds() - started;
     r->tokens_per_second =
         done_now > 0 ? (double)(done_now * o->batch * o->seq * o->grad_accum) / r->seconds : 0;
+    TRY(report_draw(&t->report, o->out, err));
     if (signal_caught()) {
         TRY(save(t, err));
         st = error_set(err, TRIL_ERR_INTERRUPTED,
