@@ -216,12 +216,12 @@ tril_status report_draw(const struct report *r, const char *out, struct tril_err
         goto done;
     curve_smooth(t->value, t->count, 0.95, smooth);
     const struct curve curves[] = {
-        {.label = NULL, .x = t->step, .y = t->value, .n = t->count, .style = CURVE_FAINT},
-        {.label = "training loss (smoothed)",
+        {.label = "training loss",
          .x = t->step,
-         .y = smooth,
+         .y = t->value,
          .n = t->count,
-         .style = CURVE_LINE},
+         .style = CURVE_FAINT},
+        {.label = NULL, .x = t->step, .y = smooth, .n = t->count, .style = CURVE_LINE},
         {.label = "validation loss",
          .x = v->step,
          .y = v->value,
