@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Bad input: one sentence on stderr, a documented exit code, nothing lost.
+set -euo pipefail
+tril=$1
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+export TRIL_CACHE=$dir/cache
+# refuse CODE WORDS COMMAND...: the command must fail with CODE, in one line that holds WORDS
+refuse() {
+    local code=$1 words=$2 got=0
+    shift 2
+    timeout 60 "$@" >"$dir/out" 2>"$dir/err" </dev/null || got=$?
+    if [ "$got" != "$code" ] || ! grep -qi -- "$words" "$dir/err" || [ "$(wc -l <"$dir/err")" -gt 2 ]; then
+        echo "FAILED: $* gave exit code $got (wanted $code, '$words'):" >&2
+        cat "$dir/err" >&2
+        exit 1
+    fi
+}
+seq 1 4000 | sed 's/^/number /' >"$dir/text.txt"
+: >"$dir/empty.txt"
+head -c 100000 /dev/urandom >"$dir/junk.bin"
+train=("$tril" train --out "$dir/m" --vocab 300 --layers 1 --dim 16 --heads 2 --batch 2 --seq 16 --steps 2 --quiet)
+"${train[@]}" --data "$dir/text.txt"
+
+refuse 2 'unknown option' "$tril" train --dta x
+refuse 2 'did you mean' "$tril" generate --promt x
+refuse 2 'no command' "$tril" fly
+refuse 2 'whole number' "$tril" train --batch many
+refuse 2 'from 1 to' "$tril" train --batch 0
+refuse 2 '--out' "$tril" train --data "$dir/text.txt"
+refuse 2 '--data' "$tril" train --out "$dir/x"
+refuse 3 'nowhere.txt' "${train[@]}" --data "$dir/nowhere.txt"
+refuse 2 'preset' "${train[@]}" --data "$dir/text.txt" --preset gpt9
+refuse 2 'heads' "${train[@]}" --data "$dir/text.txt" --heads 3
+refuse 2 'exclude' "${train[@]}" --data "$dir/text.txt" --epochs 1
+code=0
+"${train[@]}" --data "$dir/empty.txt" 2>"$dir/err" || code=$?
+[ $code -gt 0 ] && [ $code -lt 126 ] && grep -q 'empty' "$dir/err" || { echo "FAILED: empty text gave $code"; exit 1; }
+# The model that was there is still whole.
+"$tril" eval --model "$dir/m" --data "$dir/text.txt" --json >/dev/null
+
+refuse 2 'context' "$tril" eval --model "$dir/m" --ids "$(seq -s ' ' 1 200 | sed 's/[0-9]*/1/g')" --logits "$dir/l"
+refuse 2 '299\|300\|vocabulary\|embeddings' "$tril" eval --model "$dir/m" --ids "1 999999" --logits "$dir/l"
+refuse 2 'not a token id' "$tril" eval --model "$dir/m" --ids "1 x" --logits "$dir/l"
+refuse 3 'no-such-dir' "$tril" eval --model "$dir/no-such-dir" --data "$dir/text.txt"
+refuse 3 'no/such' "$tril" eval --model "$dir/m" --ids "1 2" --logits "$dir/no/such/file"
+refuse 2 'tokens' "$tril" eval --model "$dir/m" --data "$dir/text.txt" --seq 16 --stride 17
+
+# damaged files, one at a time
+damage() {
+    rm -rf "$dir/bad"
+    cp -r "$dir/m" "$dir/bad"
+}
+damage
+truncate -s -100 "$dir/bad/model.safetensors"
+refuse 4 'model.safetensors' "$tril" generate --model "$dir/bad" --prompt x
+damage
+head -c 100 /dev/zero >"$dir/bad/model.safetensors"
+refuse 4 'model.safetensors' "$tril" generate --model "$dir/bad" --prompt x
+damage
+echo '{"model_type": "llama", ' >"$dir/bad/config.json"
+refuse 4 'config.json' "$tril" generate --model "$dir/bad" --prompt x
+damage
+echo '{}' >"$dir/bad/tokenizer.json"
+refuse 4 'tokenizer.json' "$tril" generate --model "$dir/bad" --tokenizer "$dir/bad/tokenizer.json" --prompt x
+damage
+cp "$dir/junk.bin" "$dir/bad/tokenizer.json"
+refuse 4 'tokenizer.json' "$tril" train --model "$dir/bad" --data "$dir/text.txt" --out "$dir/n" --quiet --seq 16 --steps 1
+damage
+sed -i 's/"step": [0-9]*/"step": "x"/' "$dir"/bad/checkpoints/step-2/trainer_state.json
+refuse 4 'trainer_state.json' "$tril" train --resume --out "$dir/bad" --quiet
+# Binary junk is a text of bytes: it trains, or is refused; it never crashes.
+code=0
+"${train[@]}" --data "$dir/junk.bin" --out "$dir/j" 2>/dev/null || code=$?
+[ $code -lt 126 ] || { echo "FAILED: junk gave $code"; exit 1; }
+
+# a full disk: the earlier checkpoint survives
+if [ "$(id -u)" = 0 ] && mkdir "$dir/small" && mount -t tmpfs -o size=300k tmpfs "$dir/small" 2>/dev/null; then
+    code=0
+    "$tril" train --data "$dir/text.txt" --tokenizer "$dir/m" --out "$dir/small/m" --layers 4 --dim 64 --heads 2 --batch 2 \
+        --seq 16 --steps 2 --quiet 2>"$dir/err" || code=$?
+    umount "$dir/small"
+    [ $code = 3 ] || { echo "FAILED: a full disk gave exit code $code"; cat "$dir/err"; exit 1; }
+fi
+echo "refusals: all good"
