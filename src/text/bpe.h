@@ -2,12 +2,13 @@
  *
  * The definition: begin with the bytes; merge the adjacent pair of lowest rank (the leftmost of
  * equals); go on until no pair can be merged. bpe_encode gives exactly that, in time linear in the
- * pre-token, by this property: a sequence of tokens is the encoding of its bytes if and only if each
- * token encodes to itself and each two neighbours, taken alone, encode to themselves (no merge ever
- * crosses a final boundary, and the order of merges on one side does not depend on the other). So the
- * encoding of every prefix is unique, and one pass that takes the longest token and steps back at a
- * dead end visits each position once. The test of a pair replays its merges backwards along the two
- * sides of the boundary. (Antonov and van Antwerpen, "So many tokens, so little time", 2024.)
+ * pre-token, by this property: a sequence of tokens is the encoding of its bytes if and only if
+ * each token encodes to itself and each two neighbours, taken alone, encode to themselves (no merge
+ * ever crosses a final boundary, and the order of merges on one side does not depend on the other).
+ * So the encoding of every prefix is unique, and one pass that takes the longest token and steps
+ * back at a dead end visits each position once. The test of a pair replays its merges backwards
+ * along the two sides of the boundary. (Antonov and van Antwerpen, "So many tokens, so little
+ * time", 2024.)
  *
  * It needs ranks that grow from parts to whole, as training gives them. Lists of merges in another
  * order fall back on the definition with a heap. */
@@ -33,12 +34,13 @@ struct bpe {
     /* (left, right) -> rank and result; ranks count from 1 */
     struct bpe_pair {
         uint32_t left, right, rank, result; /* rank 0: an empty slot */
-    } *pairs;
+    } * pairs;
     uint32_t pair_mask;
     /* How each token comes about: its last merge and that merge's rank; rank 0: a byte. */
     struct bpe_split {
-        uint32_t left, right, rank, size; /* size: of the token, in bytes; 0: it never comes about */
-    } *splits;
+        uint32_t left, right, rank,
+            size; /* size: of the token, in bytes; 0: it never comes about */
+    } * splits;
     bool linear; /* ranks grow from parts to whole and no byte is missing */
     struct trie trie;
 };
@@ -55,8 +57,8 @@ struct bpe_scratch {
     size_t size;
 };
 
-/* Encodes n >= 1 bytes into out, which has room for n ids; returns how many, or SIZE_MAX when out of
- * memory. Every byte must have a token. */
+/* Encodes n >= 1 bytes into out, which has room for n ids; returns how many, or SIZE_MAX when out
+ * of memory. Every byte must have a token. */
 size_t bpe_encode(const struct bpe *b, const unsigned char *text, size_t n, uint32_t *out,
                   struct bpe_scratch *scratch);
 /* The definition, with a heap: the same ids in time n log n. */

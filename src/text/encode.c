@@ -13,8 +13,8 @@
 
 #define CACHE_BITS 15
 #define CACHE_SIZE (1u << CACHE_BITS)
-#define CACHE_KEY 15      /* bytes */
-#define CACHE_INLINE 3    /* ids beside the key; more of them lie in the pool */
+#define CACHE_KEY 15   /* bytes */
+#define CACHE_INLINE 3 /* ids beside the key; more of them lie in the pool */
 #define POOL_SIZE (1u << 17)
 
 struct cache_entry {
@@ -117,7 +117,8 @@ static bool reserve(struct encoder *e, size_t n) {
 }
 
 /* The merges on n bytes, onto the output, in which n places are free. */
-static bool run_bpe(struct encoder *e, const struct tokenizer *t, const unsigned char *p, size_t n) {
+static bool run_bpe(struct encoder *e, const struct tokenizer *t, const unsigned char *p,
+                    size_t n) {
     if (t->ignore_merges) {
         uint32_t id = tokenizer_find(t, p, n);
         if (id != NO_TOKEN) {
@@ -384,8 +385,9 @@ static tril_status run_raw(struct encoder *e, const struct tokenizer *t, const u
                            size_t size, bool allow_special, struct tril_error *err);
 
 /* Cuts added tokens out of a text and gives what lies between to run_raw or run_plain. */
-static tril_status run_added(struct encoder *e, const struct tokenizer *t, const unsigned char *text,
-                             size_t size, bool normalized, struct tril_error *err) {
+static tril_status run_added(struct encoder *e, const struct tokenizer *t,
+                             const unsigned char *text, size_t size, bool normalized,
+                             struct tril_error *err) {
     const struct matcher *m = normalized ? &t->normalized : &t->raw;
     const unsigned char *end = text + size;
     struct added_match match;
@@ -396,8 +398,7 @@ static tril_status run_added(struct encoder *e, const struct tokenizer *t, const
         unsigned n;
         from = match.end;
         if (a->single_word &&
-            ((match.begin > 0 &&
-              utf8_class_before(text, text + match.begin, &n) & CHAR_WORD) ||
+            ((match.begin > 0 && utf8_class_before(text, text + match.begin, &n) & CHAR_WORD) ||
              (match.end < size && utf8_class(text + match.end, end, &n) & CHAR_WORD)))
             continue;
         while (a->lstrip && match.begin > done &&
@@ -420,7 +421,8 @@ static tril_status run_added(struct encoder *e, const struct tokenizer *t, const
                       : run_raw(e, t, text + done, size - done, true, err);
 }
 
-/* A text in which the added tokens of the first kind have been found: normalise, then the second. */
+/* A text in which the added tokens of the first kind have been found: normalise, then the second.
+ */
 static tril_status run_raw(struct encoder *e, const struct tokenizer *t, const unsigned char *p,
                            size_t size, bool allow_special, struct tril_error *err) {
     unsigned char *normal = NULL;
@@ -480,8 +482,8 @@ static bool is_ascii_letter(unsigned char c) {
     return (c | 0x20) >= 'a' && (c | 0x20) <= 'z';
 }
 
-/* Between a letter or digit and a space before a letter every published pattern ends a pre-token, and
- * what it matches on either side does not depend on the other. */
+/* Between a letter or digit and a space before a letter every published pattern ends a pre-token,
+ * and what it matches on either side does not depend on the other. */
 size_t pattern_safe_cut(const unsigned char *text, size_t size, size_t from) {
     for (size_t i = from ? from : 1; i + 1 < size; i++)
         if (text[i] == ' ' && is_ascii_letter(text[i + 1]) &&
@@ -512,7 +514,7 @@ struct parallel_encode {
         size_t n;
         tril_status st;
         struct tril_error err;
-    } *parts;
+    } * parts;
 };
 
 static void encode_part(void *arg, int64_t begin, int64_t end, int worker) {

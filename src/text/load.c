@@ -20,7 +20,8 @@ tril_status tokenizer_load_gpt2(struct tokenizer **out, const char *vocab, const
     *out = NULL;
     TRY(json_read(&root, vocab, VOCAB_FILE_LIMIT, err));
     if (!json_is_object(root) || json_object_size(root) == 0) {
-        st = error_set(err, TRIL_ERR_FORMAT, "%s: it is not a JSON object of tokens and ids", vocab);
+        st =
+            error_set(err, TRIL_ERR_FORMAT, "%s: it is not a JSON object of tokens and ids", vocab);
         goto done;
     }
     TRY(vocab_read(&v, root, 0, vocab, err));
@@ -112,8 +113,8 @@ static uint32_t rank_of(const struct ranks *r, const unsigned char *bytes, size_
 
 /* tiktoken merges any two neighbours whose bytes together are a token, lowest rank first. Inside a
  * longer text the last step that makes a token is the last step of encoding it alone (nothing
- * crosses its ends before), so one merge for each token says the same. A token that its own encoding
- * does not lead to comes about only as a whole pre-token. */
+ * crosses its ends before), so one merge for each token says the same. A token that its own
+ * encoding does not lead to comes about only as a whole pre-token. */
 static bool find_merge(const struct ranks *r, uint32_t id, struct bpe_merge *m) {
     enum { LONGEST = 512 }; /* bytes; published vocabularies have up to 128 */
     const unsigned char *bytes = r->tokens[id].bytes;
@@ -140,8 +141,8 @@ static bool find_merge(const struct ranks *r, uint32_t id, struct bpe_merge *m) 
         if (best > 0)
             rank[best - 1] = rank_of(r, bytes + start[best - 1], start[best + 1] - start[best - 1]);
     }
-    *m = (struct bpe_merge){rank_of(r, bytes, start[1]), rank_of(r, bytes + start[1], size - start[1]),
-                            id};
+    *m = (struct bpe_merge){rank_of(r, bytes, start[1]),
+                            rank_of(r, bytes + start[1], size - start[1]), id};
     return m->left != NO_TOKEN && m->right != NO_TOKEN;
 }
 
@@ -205,7 +206,8 @@ static tril_status read_ranks(struct ranks *r, const char *text, size_t size, co
     for (int b = 0; b < 256; b++) {
         unsigned char byte = (unsigned char)b;
         if (rank_of(r, &byte, 1) == NO_TOKEN)
-            return error_set(err, TRIL_ERR_FORMAT, "%s: no token is the single byte 0x%02X", path, b);
+            return error_set(err, TRIL_ERR_FORMAT, "%s: no token is the single byte 0x%02X", path,
+                             b);
     }
     for (uint32_t i = 0; i < r->limit; i++)
         r->merge_count += find_merge(r, i, &r->merges[r->merge_count]);
@@ -279,7 +281,8 @@ static tril_status read_config(struct tokenizer *t, const char *dir, struct tril
     if (path_exists(path)) {
         st = json_read(&root, path, CONFIG_FILE_LIMIT, err);
         const json_t *eos = json_object_get(root, "eos_token");
-        const char *text = json_string_value(json_is_object(eos) ? json_object_get(eos, "content") : eos);
+        const char *text =
+            json_string_value(json_is_object(eos) ? json_object_get(eos, "content") : eos);
         int64_t id = text ? tokenizer_special_id(t, text) : -1;
         if (id >= 0)
             t->eos_id = id;
@@ -300,9 +303,9 @@ static tril_status load_dir(struct tokenizer **out, const char *dir, struct tril
     else if (path_exists(vocab) && path_exists(merges))
         st = tokenizer_load_gpt2(out, vocab, merges, err);
     else
-        st = error_set(err, TRIL_ERR_IO,
-                       "%s holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt",
-                       dir);
+        st = error_set(
+            err, TRIL_ERR_IO,
+            "%s holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt", dir);
     if (st == TRIL_OK)
         st = read_config(*out, dir, err);
     free(json);
@@ -372,7 +375,9 @@ tril_status tokenizer_load(struct tokenizer **out, const char *path, const char 
     } else if (kind == FILE_RANKS) {
         st = tokenizer_load_tiktoken(out, path, pattern, err);
     } else {
-        other = beside(path, kind == FILE_VOCAB ? "merges.txt" : kind == FILE_MERGES ? "vocab.json" : "");
+        other = beside(path, kind == FILE_VOCAB    ? "merges.txt"
+                             : kind == FILE_MERGES ? "vocab.json"
+                                                   : "");
         if (!other)
             st = error_set(err, TRIL_ERR_MEMORY, "not enough memory to load a tokenizer");
         else if (kind == FILE_VOCAB)

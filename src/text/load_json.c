@@ -21,8 +21,9 @@ static const char *type_of(const json_t *obj) {
 
 static tril_status unsupported(struct reader *r, const char *part, const char *type,
                                const char *instead) {
-    return error_set(r->err, TRIL_ERR_UNSUPPORTED, "%s: the %s \"%.100s\" is not supported: tril %s",
-                     r->name, part, type, instead);
+    return error_set(r->err, TRIL_ERR_UNSUPPORTED,
+                     "%s: the %s \"%.100s\" is not supported: tril %s", r->name, part, type,
+                     instead);
 }
 
 /* An array of objects, at most `most` long. */
@@ -165,7 +166,8 @@ static void read_post_processor(struct reader *r, const json_t *p) {
     if (strcmp(type_of(p), "TemplateProcessing") != 0)
         return;
     const json_t *first = json_array_get(json_object_get(p, "single"), 0);
-    const char *id = json_string_value(json_object_get(json_object_get(first, "SpecialToken"), "id"));
+    const char *id =
+        json_string_value(json_object_get(json_object_get(first, "SpecialToken"), "id"));
     if (!id)
         return;
     const json_t *ids =
@@ -181,7 +183,8 @@ static tril_status check_model(struct reader *r, const json_t *model) {
     tril_status st;
     const char *type = type_of(model);
     if (!json_is_object(model))
-        return error_set(r->err, TRIL_ERR_FORMAT, "%s: there is no \"model\" object in it", r->name);
+        return error_set(r->err, TRIL_ERR_FORMAT, "%s: there is no \"model\" object in it",
+                         r->name);
     if (strcmp(type, "BPE") != 0 && (*type || !json_object_get(model, "merges")))
         return unsupported(r, "model", *type ? type : "without a type", "reads byte-level BPE");
     for (size_t i = 0; i < 2; i++) {
@@ -221,8 +224,9 @@ static tril_status read_merges(struct reader *r, const json_t *merges, struct vo
                              json_string_value(right), json_string_length(right), r->name,
                              "merge number", i, r->err);
         else
-            st = error_set(r->err, TRIL_ERR_FORMAT,
-                           "%s: merge number %zu is neither \"a b\" nor [\"a\", \"b\"]", r->name, i);
+            st =
+                error_set(r->err, TRIL_ERR_FORMAT,
+                          "%s: merge number %zu is neither \"a b\" nor [\"a\", \"b\"]", r->name, i);
     }
     return st;
 }
@@ -243,8 +247,8 @@ static tril_status read_added(struct reader *r, const json_t *list, const struct
         a->size = (uint32_t)json_string_length(content);
         a->id = (uint32_t)id;
         if (a->size == 0)
-            return error_set(r->err, TRIL_ERR_FORMAT, "%s: added token number %zu is empty", r->name,
-                             i);
+            return error_set(r->err, TRIL_ERR_FORMAT, "%s: added token number %zu is empty",
+                             r->name, i);
         struct {
             const char *key;
             bool *value;
@@ -296,7 +300,8 @@ static tril_status read_root(struct reader *r, struct tokenizer **out, const jso
     tril_status st = TRIL_OK;
     struct vocab v = {0};
     struct added_token *added = NULL;
-    const json_t *model = json_object_get(root, "model"), *list = json_object_get(root, "added_tokens");
+    const json_t *model = json_object_get(root, "model"),
+                 *list = json_object_get(root, "added_tokens");
     if (!json_is_object(root))
         return error_set(r->err, TRIL_ERR_FORMAT, "%s is not a JSON object", r->name);
     TRY(check_model(r, model));
@@ -306,9 +311,10 @@ static tril_status read_root(struct reader *r, struct tokenizer **out, const jso
         TRY(read_pre_tokenizer(r, pre, 0));
     struct tokenizer_parts *parts = &r->parts;
     if (!parts->stage_count || parts->stages[parts->stage_count - 1].kind != STAGE_BYTE_LEVEL) {
-        st = error_set(r->err, TRIL_ERR_UNSUPPORTED,
-                       "%s: it has no ByteLevel pre_tokenizer; tril reads byte-level tokenizers only",
-                       r->name);
+        st = error_set(
+            r->err, TRIL_ERR_UNSUPPORTED,
+            "%s: it has no ByteLevel pre_tokenizer; tril reads byte-level tokenizers only",
+            r->name);
         goto done;
     }
     TRY(read_decoder(r, json_object_get(root, "decoder"), 0));
@@ -364,7 +370,8 @@ static tril_status read_root(struct reader *r, struct tokenizer **out, const jso
     if (json_is_true(json_object_get(model, "byte_fallback")) && (*out)->bytes_missing) {
         tokenizer_free(*out);
         *out = NULL;
-        st = unsupported(r, "model's", "byte_fallback", "reads byte-level BPE, whose vocabulary has all 256 bytes");
+        st = unsupported(r, "model's", "byte_fallback",
+                         "reads byte-level BPE, whose vocabulary has all 256 bytes");
     }
 done:
     vocab_free(&v);

@@ -43,7 +43,8 @@ bool matcher_find(const struct matcher *m, const unsigned char *text, size_t siz
             uint32_t node = m->trie.root[*p]; /* walk again for the length: matches are rare */
             while (node != found)
                 node = trie_step(&m->trie, node, p[++length]);
-            *match = (struct added_match){(size_t)(p - text), (size_t)(p - text) + length + 1, found};
+            *match =
+                (struct added_match){(size_t)(p - text), (size_t)(p - text) + length + 1, found};
             return true;
         }
     }

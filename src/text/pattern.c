@@ -40,7 +40,8 @@ static const struct {
                 "\\s+(?!\\S)|\\s+"},
 };
 
-/* tiktoken's own spellings mean this only in its own dialect: Oniguruma has no possessive {n,m}+. */
+/* tiktoken's own spellings mean this only in its own dialect: Oniguruma has no possessive {n,m}+.
+ */
 static const struct {
     enum scan_kind kind;
     const char *text;
@@ -53,7 +54,8 @@ static const struct {
 
 static enum scan_kind known(const char *text, bool names, enum pattern_dialect dialect) {
     for (size_t i = 0; i < sizeof published / sizeof *published; i++)
-        if (strcmp(text, published[i].regex) == 0 || (names && strcmp(text, published[i].name) == 0))
+        if (strcmp(text, published[i].regex) == 0 ||
+            (names && strcmp(text, published[i].name) == 0))
             return published[i].kind;
     for (size_t i = 0; i < sizeof synonyms / sizeof *synonyms; i++)
         if (strcmp(text, synonyms[i].text) == 0 && (names || strchr(text, '|')))
@@ -78,11 +80,13 @@ tril_status pattern_published(struct pattern *p, enum scan_kind kind, struct tri
     return p->source ? TRIL_OK : no_memory(err);
 }
 
-#define SPACE_RANGES "\\t-\\r\\x20\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}"    \
-                     "\\x{202F}\\x{205F}\\x{3000}"
-#define NOT_SPACE_RANGES "\\x00-\\x08\\x0E-\\x1F\\x21-\\x{84}\\x{86}-\\x{9F}\\x{A1}-\\x{167F}"     \
-                         "\\x{1681}-\\x{1FFF}\\x{200B}-\\x{2027}\\x{202A}-\\x{202E}"              \
-                         "\\x{2030}-\\x{205E}\\x{2060}-\\x{2FFF}\\x{3001}-\\x{10FFFF}"
+#define SPACE_RANGES                                                                               \
+    "\\t-\\r\\x20\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}"                     \
+    "\\x{202F}\\x{205F}\\x{3000}"
+#define NOT_SPACE_RANGES                                                                           \
+    "\\x00-\\x08\\x0E-\\x1F\\x21-\\x{84}\\x{86}-\\x{9F}\\x{A1}-\\x{167F}"                          \
+    "\\x{1681}-\\x{1FFF}\\x{200B}-\\x{2027}\\x{202A}-\\x{202E}"                                    \
+    "\\x{2030}-\\x{205E}\\x{2060}-\\x{2FFF}\\x{3001}-\\x{10FFFF}"
 
 /* The expression for PCRE2 (malloc'ed), or NULL with the reason. */
 static char *translate(const char *regex, enum pattern_dialect dialect, const char **refused) {
@@ -154,11 +158,12 @@ static tril_status compile(struct pattern *p, const char *regex, enum pattern_di
         return no_memory(err);
     }
     if (refused)
-        return error_set(err, TRIL_ERR_UNSUPPORTED, "the pattern \"%.200s\" has %s", regex, refused);
+        return error_set(err, TRIL_ERR_UNSUPPORTED, "the pattern \"%.200s\" has %s", regex,
+                         refused);
     uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C;
     options |= dialect == PATTERN_ONIGURUMA ? PCRE2_MULTILINE : PCRE2_DOLLAR_ENDONLY;
-    p->regex = pcre2_compile((PCRE2_SPTR)translated, PCRE2_ZERO_TERMINATED, options, &code, &where,
-                             NULL);
+    p->regex =
+        pcre2_compile((PCRE2_SPTR)translated, PCRE2_ZERO_TERMINATED, options, &code, &where, NULL);
     free(translated);
     if (!p->regex) {
         char reason[160];
@@ -166,7 +171,8 @@ static tril_status compile(struct pattern *p, const char *regex, enum pattern_di
         return error_set(err, TRIL_ERR_UNSUPPORTED,
                          "the pattern \"%.200s\" cannot be compiled by PCRE2: %s", regex, reason);
     }
-    pcre2_jit_compile(p->regex, PCRE2_JIT_COMPLETE); /* without it matching is slower, that is all */
+    pcre2_jit_compile(p->regex,
+                      PCRE2_JIT_COMPLETE); /* without it matching is slower, that is all */
     return TRIL_OK;
 }
 

@@ -39,8 +39,8 @@ enum pattern_dialect {
     PATTERN_RUST       /* tiktoken's, from the command line: they match at the text's ends */
 };
 
-/* A pattern by its name ("gpt2", "cl100k", "llama3", "qwen2", "o200k", ...) or, if it is none, as an
- * expression. Expressions equal to a published one are recognised. */
+/* A pattern by its name ("gpt2", "cl100k", "llama3", "qwen2", "o200k", ...) or, if it is none, as
+ * an expression. Expressions equal to a published one are recognised. */
 tril_status pattern_named(struct pattern *p, const char *name_or_regex, struct tril_error *err);
 /* An expression, in a dialect. Constructs that PCRE2 would read otherwise are refused. */
 tril_status pattern_compile(struct pattern *p, const char *regex, enum pattern_dialect dialect,

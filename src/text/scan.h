@@ -1,7 +1,7 @@
-/* The published pre-tokenisation patterns, by hand: each function gives the end of the pre-token that
- * begins at p < end, exactly where the regular expression's match ends (tested against PCRE2 and
- * against the original libraries). `end` is the end of the text for look-ahead and `$`. All take time
- * linear in the text over a whole pass. Letters of ASCII are skipped eight at a time. */
+/* The published pre-tokenisation patterns, by hand: each function gives the end of the pre-token
+ * that begins at p < end, exactly where the regular expression's match ends (tested against PCRE2
+ * and against the original libraries). `end` is the end of the text for look-ahead and `$`. All
+ * take time linear in the text over a whole pass. Letters of ASCII are skipped eight at a time. */
 #ifndef TEXT_SCAN_H
 #define TEXT_SCAN_H
 
@@ -72,7 +72,8 @@ static inline const unsigned char *skip_letters(const unsigned char *p, const un
     }
 }
 
-/* 's 't 'm 'd 're 've 'll after the apostrophe at p: the end, or NULL. U+017F (long s) folds to s. */
+/* 's 't 'm 'd 're 've 'll after the apostrophe at p: the end, or NULL. U+017F (long s) folds to s.
+ */
 static inline const unsigned char *scan_contraction(const unsigned char *p,
                                                     const unsigned char *end, bool fold) {
     if (end - p < 2)

@@ -20,8 +20,8 @@ uint64_t hash_bytes(const void *data, size_t size, uint64_t seed) {
             memcpy(last, p, n);
             x = load64_little(last);
         }
-        unsigned __int128 m = (unsigned __int128)(h ^ x ^ 0xA0761D6478BD642Fu) *
-                              (x ^ 0xE7037ED1A0B428DBu);
+        unsigned __int128 m =
+            (unsigned __int128)(h ^ x ^ 0xA0761D6478BD642Fu) * (x ^ 0xE7037ED1A0B428DBu);
         h = (uint64_t)m ^ (uint64_t)(m >> 64) ^ (h << 1 | h >> 63);
         p += n;
         size -= n;
@@ -45,7 +45,8 @@ static const struct added_token *added_find(const struct tokenizer *t, uint32_t 
     return t->added_count ? bsearch(&key, t->added, t->added_count, sizeof key, by_id) : NULL;
 }
 
-/* Copies tokens and added tokens into t; checks that added tokens are distinct and ids have no gap. */
+/* Copies tokens and added tokens into t; checks that added tokens are distinct and ids have no gap.
+ */
 static tril_status take_tokens(struct tokenizer *t, const struct tokenizer_parts *parts,
                                const char *name, struct tril_error *err) {
     size_t bytes = 1;
@@ -197,7 +198,7 @@ static uint64_t identity(const struct tokenizer *t) {
     for (int i = 0; i < t->stage_count; i++) {
         const struct stage *s = &t->stages[i];
         unsigned char bits[] = {(unsigned char)s->kind, s->has_pattern, s->keep_matches,
-                                s->keep_others, s->individual, s->prefix_space};
+                                s->keep_others,         s->individual,  s->prefix_space};
         h = mix(h, bits, sizeof bits);
         if (s->has_pattern)
             h = mix(h, s->pattern.source, strlen(s->pattern.source));

@@ -103,8 +103,8 @@ void tokenizer_stream_free(struct tokenizer_stream *s);
  * written as it was read, byte for byte. */
 tril_status tokenizer_write(const struct tokenizer *t, const char *path, struct tril_error *err);
 /* Writes DIR/tokenizer.json and DIR/tokenizer_config.json such that transformers' AutoTokenizer
- * uses exactly this tokenizer whatever model_type config.json names. context: model_max_length, or
- * 0. */
+ * uses exactly this tokenizer whatever model_type config.json names (write config.json first).
+ * context: model_max_length, or 0. */
 tril_status tokenizer_write_hf(const struct tokenizer *t, const char *dir, int64_t context,
                                struct tril_error *err);
 

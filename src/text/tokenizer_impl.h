@@ -15,9 +15,9 @@ struct added_token {
 
 /* Finds added tokens in a text: leftmost, then longest. */
 struct matcher {
-    struct trie trie;        /* numbers are indices into the tokenizer's added tokens */
-    bool any, first[256];    /* bytes with which one begins */
-    int only_first;          /* the one such byte, or -1 */
+    struct trie trie;     /* numbers are indices into the tokenizer's added tokens */
+    bool any, first[256]; /* bytes with which one begins */
+    int only_first;       /* the one such byte, or -1 */
 };
 
 enum stage_kind {
@@ -39,7 +39,8 @@ enum {
     TOKEN_EXISTS = 1,
     TOKEN_ADDED = 2,
     TOKEN_SPECIAL = 4,
-    TOKEN_RAW = 8 /* its string is outside the byte alphabet: its bytes are the string's own UTF-8 */
+    TOKEN_RAW =
+        8 /* its string is outside the byte alphabet: its bytes are the string's own UTF-8 */
 };
 
 struct encoder_pool;
@@ -54,20 +55,20 @@ struct tokenizer {
     struct bpe bpe;
     struct bpe_merge *merges;
     uint32_t merge_count;
-    bool ignore_merges;         /* a pre-token that is a token becomes it at once */
-    int64_t unk_id;             /* for bytes without a token; -1: they are refused */
+    bool ignore_merges; /* a pre-token that is a token becomes it at once */
+    int64_t unk_id;     /* for bytes without a token; -1: they are refused */
     bool fuse_unk, bytes_missing;
-    struct added_token *added;  /* in order of id */
+    struct added_token *added; /* in order of id */
     uint32_t added_count;
     struct matcher raw, normalized; /* added tokens found before and after normalisation */
     bool nfc;
     struct stage stages[MAX_STAGES];
     int stage_count;
-    enum scan_kind fast;        /* all stages together are this pattern, or SCAN_KINDS */
+    enum scan_kind fast; /* all stages together are this pattern, or SCAN_KINDS */
     bool fast_prefix_space;
     int64_t bos_id, eos_id;
     uint64_t hash;
-    char *json;                 /* the tokenizer.json it was read from, or NULL */
+    char *json; /* the tokenizer.json it was read from, or NULL */
     size_t json_size;
     struct encoder_pool *pool;
 };
@@ -77,8 +78,8 @@ struct tokenizer_parts {
     uint32_t vocab_size;
     /* [vocab_size]: bytes of the model's tokens; size 0 where there is none. Copied. */
     const struct trie_string *tokens;
-    const uint8_t *flags;            /* [vocab_size] TOKEN_EXISTS and TOKEN_RAW, of the model's tokens */
-    const struct bpe_merge *merges;  /* copied */
+    const uint8_t *flags; /* [vocab_size] TOKEN_EXISTS and TOKEN_RAW, of the model's tokens */
+    const struct bpe_merge *merges; /* copied */
     uint32_t merge_count;
     const struct added_token *added; /* contents copied */
     uint32_t added_count;
@@ -91,8 +92,8 @@ struct tokenizer_parts {
 /* Checks (gaps, duplicate added tokens, ids) and builds. `name` is used in messages. */
 tril_status tokenizer_build(struct tokenizer **out, struct tokenizer_parts *parts, const char *name,
                             struct tril_error *err);
-/* The stage that a published or own pattern makes: [Split, ByteLevel] or, for gpt2, [ByteLevel]. The
- * pattern moves into the parts. */
+/* The stage that a published or own pattern makes: [Split, ByteLevel] or, for gpt2, [ByteLevel].
+ * The pattern moves into the parts. */
 void tokenizer_parts_set_pattern(struct tokenizer_parts *parts, struct pattern *pattern);
 void tokenizer_parts_free_stages(struct tokenizer_parts *parts);
 

@@ -52,9 +52,9 @@ tril_status trie_build(struct trie *t, const struct trie_string *strings, uint32
     for (uint32_t i = 0; i < count; i++)
         bytes += strings[i].size;
     if (bytes + count >= NODE_LIMIT)
-        return error_set(err, TRIL_ERR_UNSUPPORTED,
-                         "the vocabulary's tokens have %zu bytes together; tril supports 16 million",
-                         bytes);
+        return error_set(
+            err, TRIL_ERR_UNSUPPORTED,
+            "the vocabulary's tokens have %zu bytes together; tril supports 16 million", bytes);
     while (slots < 2 * bytes) /* shared prefixes make it emptier than half full */
         slots *= 2;
     t->mask = (uint32_t)(slots - 1);

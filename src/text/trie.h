@@ -1,5 +1,6 @@
-/* A set of byte strings, each with a number, asked for the longest one that begins a text. Edges live
- * in one hash table (node, byte) -> node; the node of a string whose number is i is i itself. */
+/* A set of byte strings, each with a number, asked for the longest one that begins a text. Edges
+ * live in one hash table (node, byte) -> node; the node of a string whose number is i is i itself.
+ */
 #ifndef TEXT_TRIE_H
 #define TEXT_TRIE_H
 
@@ -14,7 +15,7 @@
 struct trie {
     struct trie_edge {
         uint32_t key, to; /* key: node << 8 | byte; TRIE_NONE: an empty slot */
-    } *edges;
+    } * edges;
     uint32_t mask;      /* table size - 1 */
     uint32_t count;     /* numbers are below this; greater nodes are inner */
     uint32_t root[256]; /* first byte -> node, or TRIE_NONE */

@@ -98,8 +98,8 @@ static void mark_composing(void) {
             continue; /* no canonical decomposition (Hangul syllables: below) */
         utf8proc_int32_t parts[8];
         int boundary = 0;
-        utf8proc_ssize_t n = utf8proc_decompose_char((utf8proc_int32_t)c, parts, 8,
-                                                     UTF8PROC_DECOMPOSE, &boundary);
+        utf8proc_ssize_t n =
+            utf8proc_decompose_char((utf8proc_int32_t)c, parts, 8, UTF8PROC_DECOMPOSE, &boundary);
         if (n < 1 || n > 8)
             continue;
         for (utf8proc_ssize_t i = 1; i < n; i++)
@@ -132,8 +132,8 @@ static void prepare(void) {
     for (size_t i = 0; i < sizeof spaces / sizeof *spaces; i++)
         mark(spaces[i], spaces[i], CHAR_SPACE);
     mark(0x2000, 0x200A, CHAR_SPACE);
-    /* \w is Alphabetic, M, Nd, Pc and Join_Control; of what is Alphabetic but no L, M or N there are
-     * the circled and squared letters. */
+    /* \w is Alphabetic, M, Nd, Pc and Join_Control; of what is Alphabetic but no L, M or N there
+     * are the circled and squared letters. */
     mark(0x200C, 0x200D, CHAR_WORD);
     mark(0x24B6, 0x24E9, CHAR_WORD);
     mark(0x1F130, 0x1F149, CHAR_WORD);

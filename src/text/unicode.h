@@ -1,7 +1,8 @@
 /* What pre-tokenisation asks of a character, and UTF-8 read strictly.
  *
- * Classes come from utf8proc's tables, plus the characters that Unicode 15.1 and 16.0 added where the
- * installed utf8proc is older: Hugging Face `tokenizers` and tiktoken both stand at Unicode 16. */
+ * Classes come from utf8proc's tables, plus the characters that Unicode 15.1 and 16.0 added where
+ * the installed utf8proc is older: Hugging Face `tokenizers` and tiktoken both stand at Unicode 16.
+ */
 #ifndef TEXT_UNICODE_H
 #define TEXT_UNICODE_H
 
@@ -10,13 +11,13 @@
 #include <stdint.h>
 
 enum char_class {
-    CHAR_LETTER = 1,   /* \p{L} */
-    CHAR_NUMBER = 2,   /* \p{N} */
-    CHAR_SPACE = 4,    /* \s: White_Space, 25 characters */
-    CHAR_NEWLINE = 8,  /* CR or LF (also CHAR_SPACE) */
-    CHAR_UPPER = 16,   /* [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}], o200k's first set */
-    CHAR_LOWER = 32,   /* [\p{Ll}\p{Lm}\p{Lo}\p{M}], its second */
-    CHAR_WORD = 64,    /* \w as Rust's regex crate means it (added tokens with single_word) */
+    CHAR_LETTER = 1,    /* \p{L} */
+    CHAR_NUMBER = 2,    /* \p{N} */
+    CHAR_SPACE = 4,     /* \s: White_Space, 25 characters */
+    CHAR_NEWLINE = 8,   /* CR or LF (also CHAR_SPACE) */
+    CHAR_UPPER = 16,    /* [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}], o200k's first set */
+    CHAR_LOWER = 32,    /* [\p{Ll}\p{Lm}\p{Lo}\p{M}], its second */
+    CHAR_WORD = 64,     /* \w as Rust's regex crate means it (added tokens with single_word) */
     CHAR_COMPOSES = 128 /* NFC may change a text with this character in it */
 };
 
@@ -82,7 +83,8 @@ unsigned utf8_class_before(const unsigned char *begin, const unsigned char *end,
 /* Writes c at out (room for 4), returns the length. */
 unsigned utf8_put(uint32_t c, unsigned char *out);
 
-/* Bytes at the end of [p, p + size) that could become a valid character if more followed: 0 to 3. */
+/* Bytes at the end of [p, p + size) that could become a valid character if more followed: 0 to 3.
+ */
 unsigned utf8_incomplete_tail(const unsigned char *p, size_t size);
 
 /* NFC. If the text is unchanged *out is NULL; otherwise a malloc'ed text of *out_size bytes. Bytes

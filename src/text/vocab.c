@@ -68,10 +68,10 @@ tril_status vocab_read(struct vocab *v, const json_t *object, uint32_t room, con
                              "%s: the token \"%.*s\" has the id %lld, but there are only %u tokens",
                              name, shown, key, (long long)id, v->id_limit);
         if (v->flags[id])
-            return error_set(err, TRIL_ERR_FORMAT, "%s: two tokens have the id %lld: \"%.*s\" and \"%.*s\"",
-                             name, (long long)id, shown, key,
-                             (int)(v->keys[id].size < 100 ? v->keys[id].size : 100),
-                             v->keys[id].bytes);
+            return error_set(
+                err, TRIL_ERR_FORMAT, "%s: two tokens have the id %lld: \"%.*s\" and \"%.*s\"",
+                name, (long long)id, shown, key,
+                (int)(v->keys[id].size < 100 ? v->keys[id].size : 100), v->keys[id].bytes);
         bool mapped = unmap(key, size, blob, &v->tokens[id].size);
         v->flags[id] = (uint8_t)(TOKEN_EXISTS | (mapped ? 0 : TOKEN_RAW));
         v->tokens[id].bytes = blob;
@@ -100,7 +100,8 @@ uint32_t vocab_find(const struct vocab *v, const char *key, size_t size) {
     uint64_t h = hash_bytes(key, size, 1);
     for (;; h++) {
         uint32_t id = v->slots[h & v->mask];
-        if (id == NO_TOKEN || (v->keys[id].size == size && memcmp(v->keys[id].bytes, key, size) == 0))
+        if (id == NO_TOKEN ||
+            (v->keys[id].size == size && memcmp(v->keys[id].bytes, key, size) == 0))
             return id;
     }
 }
@@ -115,7 +116,8 @@ tril_status vocab_merge(struct vocab *v, const char *left, size_t left_size, con
                         size_t right_size, const char *name, const char *where, size_t number,
                         struct tril_error *err) {
     char small[256], *both = small;
-    struct bpe_merge m = {vocab_find(v, left, left_size), vocab_find(v, right, right_size), NO_TOKEN};
+    struct bpe_merge m = {vocab_find(v, left, left_size), vocab_find(v, right, right_size),
+                          NO_TOKEN};
     if (m.left == NO_TOKEN)
         return unknown("the merged token", left, left_size, name, where, number, err);
     if (m.right == NO_TOKEN)

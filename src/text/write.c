@@ -118,11 +118,12 @@ static void put_document(struct text_out *o, const struct tokenizer *t) {
         put_stage(o, &t->stages[i]);
     }
     puts_out(o, t->stage_count > 1 ? "\n  ]},\n" : ",\n");
-    puts_out(o, "  \"post_processor\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
-                "\"trim_offsets\": false, \"use_regex\": true},\n"
-                "  \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
-                "\"trim_offsets\": true, \"use_regex\": true},\n"
-                "  \"model\": {\n    \"type\": \"BPE\",\n    \"dropout\": null,\n    \"unk_token\": ");
+    puts_out(o,
+             "  \"post_processor\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
+             "\"trim_offsets\": false, \"use_regex\": true},\n"
+             "  \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
+             "\"trim_offsets\": true, \"use_regex\": true},\n"
+             "  \"model\": {\n    \"type\": \"BPE\",\n    \"dropout\": null,\n    \"unk_token\": ");
     if (t->unk_id >= 0) {
         puts_out(o, "\"");
         put_token(o, t, (uint32_t)t->unk_id);
@@ -147,7 +148,8 @@ static void put_document(struct text_out *o, const struct tokenizer *t) {
         first = false;
     }
     puts_out(o, "\n    },\n    \"merges\": [");
-    for (uint32_t i = 0; i < t->merge_count; i++) { /* strings: versions before 0.20 read them too */
+    for (uint32_t i = 0; i < t->merge_count;
+         i++) { /* strings: versions before 0.20 read them too */
         puts_out(o, i ? ",\n      \"" : "\n      \"");
         put_token(o, t, t->merges[i].left);
         puts_out(o, " ");
@@ -162,8 +164,9 @@ tril_status tokenizer_write(const struct tokenizer *t, const char *path, struct 
     if (t->json)
         return file_write_atomic(path, t->json, t->json_size, err);
     put_document(&o, t);
-    tril_status st = o.failed ? error_set(err, TRIL_ERR_MEMORY, "not enough memory to write %s", path)
-                              : file_write_atomic(path, o.data, o.size, err);
+    tril_status st = o.failed
+                         ? error_set(err, TRIL_ERR_MEMORY, "not enough memory to write %s", path)
+                         : file_write_atomic(path, o.data, o.size, err);
     free(o.data);
     return st;
 }
@@ -178,11 +181,31 @@ static bool set_token(json_t *root, const char *key, const struct tokenizer *t, 
     return value && json_object_set_new(root, key, value) == 0;
 }
 
-/* PreTrainedTokenizerFast is the class that takes tokenizer.json as it is, whatever the model_type. */
+/* transformers 5 replaces the tokenizer_class of some model types by one of its own, which builds
+ * another pre-tokenizer around the vocabulary. It does not where an "auto_map" is present, which
+ * for these types it then passes over (and so does 4.57, unless trust_remote_code asks for it). */
+static bool class_is_overridden(const char *dir) {
+    static const char *const types[] = {"qwen2", "qwen3_5", "qwen3_5_moe",
+                                        "phi3",  "phimoe",  "jamba"};
+    char *path = path_join(dir, "config.json");
+    json_t *root = NULL;
+    bool found = false;
+    if (path && path_exists(path) && json_read(&root, path, 1 << 20, NULL) == TRIL_OK) {
+        const char *type = json_string_value(json_object_get(root, "model_type"));
+        for (size_t i = 0; type && i < sizeof types / sizeof *types; i++)
+            found |= strcmp(type, types[i]) == 0;
+    }
+    json_decref(root);
+    free(path);
+    return found;
+}
+
+/* PreTrainedTokenizerFast is the class that takes tokenizer.json as it is. */
 tril_status tokenizer_write_hf(const struct tokenizer *t, const char *dir, int64_t context,
                                struct tril_error *err) {
     tril_status st = TRIL_OK;
-    char *json = path_join(dir, "tokenizer.json"), *config = path_join(dir, "tokenizer_config.json");
+    char *json = path_join(dir, "tokenizer.json"),
+         *config = path_join(dir, "tokenizer_config.json");
     json_t *root = json_pack("{s:s, s:b}", "tokenizer_class", "PreTrainedTokenizerFast",
                              "clean_up_tokenization_spaces", 0);
     bool complete = json && config && root;
@@ -191,6 +214,10 @@ tril_status tokenizer_write_hf(const struct tokenizer *t, const char *dir, int64
     complete = complete && set_token(root, "unk_token", t, t->unk_id);
     if (complete && context > 0)
         complete = json_object_set_new(root, "model_max_length", json_integer(context)) == 0;
+    if (complete && class_is_overridden(dir))
+        complete = json_object_set_new(
+                       root, "auto_map",
+                       json_pack("{s:[n, s]}", "AutoTokenizer", "tokenizer.Tokenizer")) == 0;
     if (!complete) {
         st = error_set(err, TRIL_ERR_MEMORY, "not enough memory to write a tokenizer");
         goto done;
