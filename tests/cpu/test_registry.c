@@ -83,7 +83,7 @@ static bool grow(const struct op_info *info, struct op_case *c, int times) {
     if (c->size['S'])
         work = (double)c->size['N'] * (double)c->size['M'] * (double)c->size['H'] *
                (double)c->size['d'];
-    return work < 1e6;
+    return work < 4e5;
 }
 
 static void check(const struct op_info *info) {
