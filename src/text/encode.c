@@ -9,6 +9,7 @@
 
 #include "base/memory.h"
 #include "base/threads.h"
+#include "text/pretokens.h"
 #include "text/tokenizer_impl.h"
 
 #define CACHE_BITS 15
@@ -31,6 +32,8 @@ struct encoder {
     size_t count, capacity;
     struct bpe_scratch bpe;
     struct pattern_scratch pattern;
+    pretoken_visit *visit; /* instead of encoding: pretokenize's caller */
+    void *visit_arg;
 };
 
 struct encoder_pool {
@@ -348,8 +351,13 @@ static tril_status run_stages(struct encoder *e, const struct tokenizer *t, int 
                               const unsigned char *p, size_t size, struct tril_error *err) {
     tril_status st;
     unsigned char *copy = NULL;
-    if (index == t->stage_count)
-        return word(e, t, p, size, p + size, err);
+    if (index == t->stage_count) {
+        if (!e->visit)
+            return word(e, t, p, size, p + size, err);
+        return e->visit(e->visit_arg, p, size)
+                   ? TRIL_OK
+                   : error_set(err, TRIL_ERR_INTERRUPTED, "stopped between two pre-tokens");
+    }
     const struct stage *stage = &t->stages[index];
     if (stage->kind == STAGE_DIGITS)
         return run_digits(e, t, index, p, size, err);
@@ -456,6 +464,19 @@ tril_status encoder_run(struct encoder *e, const struct tokenizer *t, const void
         *n = e->count;
     }
     return st;
+}
+
+tril_status pretokenize(const struct tokenizer *t, const void *text, size_t size,
+                        pretoken_visit *visit, void *arg, struct tril_error *err) {
+    struct encoder *e = encoder_acquire(t);
+    if (!e)
+        return error_set(err, TRIL_ERR_MEMORY, "not enough memory to cut a text");
+    e->visit = visit;
+    e->visit_arg = arg;
+    tril_status st = size ? run_stages(e, t, 0, text, size, err) : TRIL_OK;
+    e->visit = NULL;
+    encoder_release(t, e);
+    return st == TRIL_ERR_INTERRUPTED ? TRIL_OK : st;
 }
 
 tril_status tokenizer_encode(const struct tokenizer *t, const char *text, size_t size,
