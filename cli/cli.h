@@ -7,6 +7,7 @@
     X(train, "train a model on text, from scratch or from existing weights")                       \
     X(eval, "loss, perplexity and bits per byte of a model on a text; logits and gradients")       \
     X(generate, "continue a text")                                                                 \
+    X(tokenizer, "train a tokenizer; text to ids and back")                                        \
     X(inspect, "parameters, FLOPs, memory and shapes of a model")                                  \
     X(bench, "measure training, prefill, decoding and matrix products on this machine")            \
     X(version, "what this build found: instruction sets, libraries")

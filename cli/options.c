@@ -117,6 +117,7 @@ static tril_status store(const struct option *o, const char *value, struct tril_
         *(const char **)o->out = value;
         return TRIL_OK;
     case OPTION_STRINGS:
+    case OPTION_REPEATED:
         return list_add(o->out, value, err);
     case OPTION_FLAG:
     case OPTION_HEADING:

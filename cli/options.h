@@ -9,13 +9,14 @@
 #include "tril/error.h"
 
 enum option_kind {
-    OPTION_FLAG,    /* bool: --name */
-    OPTION_INT,     /* int64_t within [min, max] */
-    OPTION_NUMBER,  /* double within [min, max] */
-    OPTION_STRING,  /* const char * */
-    OPTION_CHOICE,  /* const char *, one of `choices` ("a|b|c") */
-    OPTION_STRINGS, /* struct option_list; takes every value up to the next option */
-    OPTION_HEADING  /* no option: a heading in --help */
+    OPTION_FLAG,     /* bool: --name */
+    OPTION_INT,      /* int64_t within [min, max] */
+    OPTION_NUMBER,   /* double within [min, max] */
+    OPTION_STRING,   /* const char * */
+    OPTION_CHOICE,   /* const char *, one of `choices` ("a|b|c") */
+    OPTION_STRINGS,  /* struct option_list; takes every value up to the next option */
+    OPTION_REPEATED, /* struct option_list; takes one value, may be given again */
+    OPTION_HEADING   /* no option: a heading in --help */
 };
 
 struct option_list {
@@ -43,9 +44,10 @@ struct command {
     struct option_list *positional; /* NULL: none are taken */
 };
 
-/* Parses argv[1..]. Values given later win; OPTION_STRINGS and positionals collect (free with
- * option_list_free). --help prints and sets *help. Unknown options are refused with the nearest
- * known name. Only options that are given are written, so `out` holds the defaults beforehand. */
+/* Parses argv[1..]. Values given later win; OPTION_STRINGS, OPTION_REPEATED and positionals collect
+ * (free with option_list_free). --help prints and sets *help. Unknown options are refused with the
+ * nearest known name. Only options that are given are written, so `out` holds the defaults
+ * beforehand. */
 tril_status options_parse(const struct command *c, int argc, char **argv, bool *help,
                           struct tril_error *err);
 void option_list_free(struct option_list *l);

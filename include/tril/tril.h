@@ -8,6 +8,7 @@
 #include "tril/eval.h"
 #include "tril/generate.h"
 #include "tril/inspect.h"
+#include "tril/tokenizer.h"
 #include "tril/train.h"
 
 #ifdef __cplusplus
