@@ -94,7 +94,7 @@ static tril_status open_shard(struct shard *s, const char *path, const struct da
     tril_status st = TRIL_OK;
     TRY(file_map_open(&text, path, err));
     if (text.size == 0) {
-        st = error_set(err, TRIL_ERR_ARGUMENT, "%s: this text is empty", path);
+        st = error_set(err, TRIL_ERR_FORMAT, "%s: this text is empty", path);
         goto done;
     }
     uint64_t stamp[2] = {text.size, (uint64_t)text.mtime_ns};

@@ -33,11 +33,11 @@ refuse 3 'nowhere.txt' "${train[@]}" --data "$dir/nowhere.txt"
 refuse 2 'preset' "${train[@]}" --data "$dir/text.txt" --preset gpt9
 refuse 2 'heads' "${train[@]}" --data "$dir/text.txt" --heads 3
 refuse 2 'exclude' "${train[@]}" --data "$dir/text.txt" --epochs 1
-refuse 2 'empty' "${train[@]}" --data "$dir/empty.txt"
+refuse 4 'empty' "${train[@]}" --data "$dir/empty.txt"
 # The model that was there is still whole.
 "$tril" eval --model "$dir/m" --data "$dir/text.txt" --json >/dev/null
 
-refuse 2 'context' "$tril" eval --model "$dir/m" --ids "$(seq -s ' ' 1 200 | sed 's/[0-9]*/1/g')" --logits "$dir/l"
+refuse 2 'context' "$tril" eval --model "$dir/m" --ids "$(seq -s ' ' 1 300 | sed 's/[0-9]*/1/g')" --logits "$dir/l"
 refuse 2 '299\|300\|vocabulary\|embeddings' "$tril" eval --model "$dir/m" --ids "1 999999" --logits "$dir/l"
 refuse 2 'not a token id' "$tril" eval --model "$dir/m" --ids "1 x" --logits "$dir/l"
 refuse 3 'no-such-dir' "$tril" eval --model "$dir/no-such-dir" --data "$dir/text.txt"
