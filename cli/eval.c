@@ -80,11 +80,32 @@ static tril_status eval_text(const struct tril_eval_options *o, bool json, struc
     return TRIL_OK;
 }
 
+static tril_status eval_baseline(const struct tril_eval_options *o, const struct option_list *data,
+                                 bool json, struct tril_error *err) {
+    struct tril_baseline_result r;
+    tril_status st = tril_eval_baseline(o, data->values, data->count, 0.1, &r, err);
+    if (st != TRIL_OK)
+        return st;
+    if (json)
+        json_print(json_pack("{s:f, s:f, s:I, s:I}", "loss", r.loss, "baseline_loss",
+                             r.baseline_loss, "train_tokens", (json_int_t)r.train_tokens,
+                             "valid_tokens", (json_int_t)r.valid_tokens));
+    else
+        printf("on the %lld validation tokens\n"
+               "  this model                         loss %.4f  perplexity %.2f\n"
+               "  interpolated Kneser-Ney 3-grams    loss %.4f  perplexity %.2f  (counts of the "
+               "%lld training tokens)\n",
+               (long long)r.valid_tokens, r.loss, exp(r.loss), r.baseline_loss,
+               exp(r.baseline_loss), (long long)r.train_tokens);
+    return TRIL_OK;
+}
+
 int cmd_eval(int argc, char **argv) {
     struct tril_eval_options o = {.dtype = "fp32", .device = "cpu"};
     struct tril_error err = {0};
     const char *ids = NULL, *logits = NULL, *grads = NULL;
-    bool json = false;
+    struct option_list data = {0};
+    bool json = false, baseline = false;
     int64_t threads = 0;
     int code = 0;
     const struct option options[] = {
@@ -92,7 +113,9 @@ int cmd_eval(int argc, char **argv) {
         {"tokenizer", "FILE|DIR", "instead of the model's own", OPTION_STRING, &o.tokenizer, 0, 0,
          NULL},
         {.kind = OPTION_HEADING, .help = "A text"},
-        {"data", "FILE", "text to predict, as one sequence", OPTION_STRING, &o.data, 0, 0, NULL},
+        {"data", "FILE", "text to predict, as one sequence", OPTION_STRINGS, &data, 0, 0, NULL},
+        {"baseline", NULL, "compare with 3-gram counts: --data is divided as tril train does it",
+         OPTION_FLAG, &baseline, 0, 0, NULL},
         {"seq", "T", "window (default: the context, at most 1024)", OPTION_INT, &o.seq, 1, 1e9,
          NULL},
         {"stride", "N",
@@ -127,14 +150,21 @@ int cmd_eval(int argc, char **argv) {
         .option_count = sizeof options / sizeof *options,
     };
     if (!command_begin(&command, argc, argv, &code))
-        return code;
+        goto done;
     tril_threads_set((int)threads);
-    tril_status st = TRIL_OK;
-    if (ids && o.data) {
-        st = err.code = TRIL_ERR_ARGUMENT;
+    o.data = data.count ? data.values[0] : NULL;
+    tril_status st = TRIL_ERR_ARGUMENT;
+    if (ids && o.data)
         snprintf(err.message, sizeof err.message, "--ids and --data exclude each other");
-    } else {
-        st = ids ? eval_ids(&o, ids, logits, grads, json, &err) : eval_text(&o, json, &err);
-    }
-    return st == TRIL_OK ? 0 : command_fail("eval", st, &err);
+    else if (data.count > 1 && !baseline)
+        snprintf(err.message, sizeof err.message, "give one --data FILE (several with --baseline)");
+    else
+        st = ids        ? eval_ids(&o, ids, logits, grads, json, &err)
+             : baseline ? eval_baseline(&o, &data, json, &err)
+                        : eval_text(&o, json, &err);
+    if (st != TRIL_OK)
+        code = command_fail("eval", st, &err);
+done:
+    option_list_free(&data);
+    return code;
 }

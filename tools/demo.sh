@@ -48,7 +48,7 @@ fi
 speed=$("$tril" bench train --preset nano --vocab $vocab --batch $batch --seq $seq --steps 2 --json 2>/dev/null)
 rate=$(printf '%s' "$speed" | number tokens_per_s)
 steps=$(awk -v r="$rate" -v s="$seconds" -v n=$((batch * seq)) \
-    'BEGIN { n = int(s * r / n); print n < 60 ? 60 : n > 4000 ? 4000 : n }')
+    'BEGIN { n = int(s * r / n); if (n < 60) n = 60; if (n > 4000) n = 4000; print n }')
 printf 'This machine trains the demo'\''s model at %.0f tokens/s (%s): %s steps of %s tokens.\n' \
     "$rate" "$(printf '%s' "$speed" | sed -n 's/.*"isa": *"\([a-z0-9]*\)".*/\1/p')" "$steps" $((batch * seq))
 

@@ -36,6 +36,19 @@ struct tril_eval_result {
 tril_status tril_eval(const struct tril_eval_options *options, struct tril_eval_result *result,
                       struct tril_error *err);
 
+/* A model beside counting: both on the validation part of the same data, divided as tril train
+ * divides it (train.h), the counts taken from its training part. */
+struct tril_baseline_result {
+    double loss;          /* the model's, nats per token, in windows of seq */
+    double baseline_loss; /* of an interpolated Kneser-Ney 3-gram model of the training tokens */
+    int64_t train_tokens, valid_tokens;
+};
+/* Uses options->model, tokenizer, dtype, device, seq; `data` are text files or directories;
+ * valid_fraction as in training (0.1). */
+tril_status tril_eval_baseline(const struct tril_eval_options *options, const char *const *data,
+                               int data_count, double valid_fraction,
+                               struct tril_baseline_result *result, struct tril_error *err);
+
 /* Writes `logits` fp32 [T, V] of the ids (data and tokenizer are not used) to a safetensors file;
  * with grads_path also the gradient of the mean next-token loss for every parameter, under its name
  * and in its layout in the checkpoint, tied ones once, summed. Either path may be NULL. *loss (may

@@ -9,6 +9,8 @@
 #include "base/file.h"
 #include "base/system.h"
 #include "formats/safetensors.h"
+#include "lab/kneser_ney.h"
+#include "text/shard.h"
 #include "text/tokenizer.h"
 #include "train/evaluate.h"
 
@@ -122,6 +124,61 @@ tril_status tril_eval(const struct tril_eval_options *o, struct tril_eval_result
 done:
     workspace_free(w);
     free(ids);
+    tokenizer_free(t);
+    model_free(m);
+    op_context_free(&ctx);
+    return st;
+}
+
+tril_status tril_eval_baseline(const struct tril_eval_options *o, const char *const *data,
+                               int data_count, double valid_fraction,
+                               struct tril_baseline_result *r, struct tril_error *err) {
+    struct op_context ctx = {0};
+    struct model *m = NULL;
+    struct workspace *w = NULL;
+    struct tokenizer *t = NULL;
+    struct dataset *d = NULL;
+    struct kneser_ney *counts = NULL;
+    struct evaluation e;
+    int32_t *ids = NULL;
+    tril_status st = TRIL_OK;
+    TRY(open_model(&ctx, &m, o, false, err));
+    TRY(tokenizer_load(&t, o->tokenizer ? o->tokenizer : o->model, NULL, err));
+    struct dataset_options options = {.paths = data,
+                                      .path_count = (size_t)data_count,
+                                      .valid_fraction = valid_fraction,
+                                      .tokenizer = t};
+    TRY(dataset_open(&d, &options, err));
+    int64_t n = (int64_t)dataset_tokens(d, DATASET_TRAIN);
+    int64_t valid = (int64_t)dataset_tokens(d, DATASET_VALID);
+    int64_t seq = o->seq > 0 ? o->seq : m->config.context < 1024 ? m->config.context : 1024;
+    if (valid <= seq || n < 3 || (int64_t)tokenizer_vocab_size(t) > m->config.vocab) {
+        st = error_set(err, TRIL_ERR_ARGUMENT,
+                       "the data is too short for a comparison, or the tokenizer is not the "
+                       "model's");
+        goto done;
+    }
+    int64_t batch = seq < 2048 ? 2048 / seq : 1;
+    struct workspace_options wo = {.max_tokens = batch * seq, .max_sequences = batch};
+    TRY(workspace_create(&w, m, &wo, err));
+    TRY(evaluate_split(m, w, d, DATASET_VALID, (int)batch, (int)seq, 0, &e, err));
+    ids = malloc((size_t)(n > valid ? n : valid) * sizeof *ids);
+    if (!ids) {
+        st = no_memory(err);
+        goto done;
+    }
+    dataset_read(d, DATASET_TRAIN, 0, (size_t)n, ids);
+    TRY(kneser_ney_train(&counts, (uint32_t *)ids, n, tokenizer_vocab_size(t), err));
+    dataset_read(d, DATASET_VALID, 0, (size_t)valid, ids);
+    TRY(kneser_ney_loss(counts, (uint32_t *)ids, valid, &r->baseline_loss, err));
+    r->loss = e.loss_sum / (double)e.tokens;
+    r->train_tokens = n;
+    r->valid_tokens = valid;
+done:
+    kneser_ney_free(counts);
+    free(ids);
+    workspace_free(w);
+    dataset_free(d);
     tokenizer_free(t);
     model_free(m);
     op_context_free(&ctx);

@@ -10,7 +10,7 @@
 
 #include "base/file.h"
 #include "text/dataset_impl.h"
-#include "text/input.h"
+#include "text/files.h"
 #include "text/shard_file.h"
 #include "text/tokenizer_impl.h"
 
@@ -143,10 +143,10 @@ done:
 static tril_status add_texts(struct dataset *d, const struct dataset_options *o,
                              const char *const *paths, size_t count, const char *dir,
                              struct tril_error *err) {
-    struct input_files files = {0};
+    struct text_files files = {0};
     int64_t eos = tokenizer_eos(o->tokenizer);
     tril_status st = TRIL_OK;
-    TRY(input_files_find(&files, paths, count, err));
+    TRY(text_files_expand(&files, paths, count, err));
     struct piece *grown = realloc(d->pieces, (d->count + files.count + 1) * sizeof *grown);
     if (!grown) {
         st = no_memory(err);
@@ -167,7 +167,7 @@ static tril_status add_texts(struct dataset *d, const struct dataset_options *o,
             p->tokens++;
     }
 done:
-    input_files_free(&files);
+    text_files_free(&files);
     return st;
 }
 
