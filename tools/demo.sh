@@ -6,7 +6,7 @@ set -euo pipefail
 tril=${TRIL:-build/tril}
 out=${TRIL_DEMO_OUT:-demo-out}
 seconds=${TRIL_DEMO_SECONDS:-150}
-vocab=4096 batch=16 seq=256
+vocab=4096 batch=8 seq=128
 
 bold='' plain=''
 if [ -t 1 ]; then bold=$'\e[1m' plain=$'\e[0m'; fi
@@ -65,14 +65,14 @@ title "Before training it writes noise"
 title "Training a GPT (the model 'nano')"
 "$tril" train --preset nano --data "${data[@]}" --tokenizer "$out/tokenizer.json" \
     --out "$out/model" --batch $batch --seq $seq --steps "$steps" --lr 2e-3 --weight-decay 0.1 \
-    --eval-every $((steps / 10 > 0 ? steps / 10 : 1)) --eval-tokens 0 --checkpoint-every $((steps / 2 > 0 ? steps / 2 : 1))
+    --eval-every $((steps / 8 > 0 ? steps / 8 : 1)) --eval-tokens 8192 --checkpoint-every $((steps / 2 > 0 ? steps / 2 : 1))
 rm -rf "$out/before"
 
 title "After training it writes"
 "$tril" generate --model "$out/model" --prompt "$prompt" --max-tokens 120 --seed 1 --temperature 0.8
 
 title "How good is that?"
-"$tril" eval --model "$out/model" --baseline --data "${data[@]}"
+"$tril" eval --model "$out/model" --baseline --dtype bf16 --data "${data[@]}" 2>/dev/null
 
 title "What lies where"
 cat <<END
