@@ -316,12 +316,12 @@ static void key_block(const struct backward *f, const struct unit *u, int64_t j0
     const struct attention_call *c = &f->c;
     struct block b = block_at(f->worker + worker * f->worker_bytes, f->width);
     int64_t keys = min_i64(KEY_BLOCK, u->length - j0), d = c->width;
-    const void *row[KEY_BLOCK];
+    const void *row[KEY_BLOCK + PREFETCH_ROWS];
     int64_t start = c->kv_start[u->sequence] + j0;
-    for (int64_t j = 0; j < KEY_BLOCK; j++)
+    for (int64_t j = 0; j < KEY_BLOCK + PREFETCH_ROWS; j++)
         row[j] = element(&c->v, start + min_i64(j, keys - 1), u->kv_head);
     pack_transposed(b.values_t, row, keys, d, c->v.dtype);
-    for (int64_t j = 0; j < KEY_BLOCK; j++)
+    for (int64_t j = 0; j < KEY_BLOCK + PREFETCH_ROWS; j++)
         row[j] = element(&c->k, start + min_i64(j, keys - 1), u->kv_head);
     pack_transposed(b.keys_t, row, keys, d, c->k.dtype);
     pack_rows(b.keys, row, keys, d, c->k.dtype);

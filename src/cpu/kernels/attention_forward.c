@@ -10,8 +10,8 @@
  *   packed  units with many rows: K transposed and V in panels of fp32 are packed once per wave of
  *           units (WAVE_BYTES); tasks are (unit, block of rows), for TILE_ROWS rows a step:
  *           scores = q K^T -> softmax -> o = o * correction + p V
- *   direct  units with at most DIRECT_ROWS rows (decoding) read K and V where they lie, transposing
- *           keys in registers
+ *   direct  units with at most DIRECT_ROWS rows (decoding) pack one block of keys at a time, in the
+ *           first-level cache
  *
  * Scores are in base 2: q carries scale * log2(e). */
 #include <math.h>
@@ -65,6 +65,7 @@ struct rows {
     int64_t *seen;         /* keys [0, seen) are visible */
     int64_t *row, *position;
     int32_t *head;
+    float *block; /* K and V of a block of keys [2, KEY_BLOCK, width], if not packed beforehand */
     struct state part, total;
 };
 
@@ -77,7 +78,8 @@ static struct state state_at(float *memory, int64_t rows, int64_t width) {
 }
 
 static int64_t worker_size(int64_t width) {
-    int64_t bytes = (ROW_BLOCK * width + TILE_ROWS * KEY_BLOCK) * 4 + ROW_BLOCK * (3 * 8 + 4);
+    int64_t bytes = (ROW_BLOCK * width + (TILE_ROWS + 2 * width) * KEY_BLOCK) * 4;
+    bytes += ROW_BLOCK * (3 * 8 + 4);
     bytes += 2 * 4 * state_floats(ROW_BLOCK, width);
     return round_up(bytes, 4096) + 64 * 9; /* not a power of two apart */
 }
@@ -85,7 +87,8 @@ static int64_t worker_size(int64_t width) {
 static struct rows rows_at(char *memory, int64_t width) {
     struct rows b = {0};
     b.q = (float *)memory;
-    b.s = b.q + ROW_BLOCK * width;
+    b.block = b.q + ROW_BLOCK * width;
+    b.s = b.block + 2 * KEY_BLOCK * width;
     float *state = b.s + TILE_ROWS * KEY_BLOCK;
     b.part = state_at(state, ROW_BLOCK, width);
     b.total = state_at(state + state_floats(ROW_BLOCK, width), ROW_BLOCK, width);
@@ -230,114 +233,71 @@ static void packed_split(const struct forward *f, const struct unit *u, struct r
 
 /* ------------------------------------------------------------------ direct */
 
-SIMD void direct_scores(int rows, const float *q, int64_t ldq, const void *const *key,
-                        enum dtype type, int64_t d, int64_t keys, float *s) {
-    for (int64_t j = 0; j < keys; j += PANEL) {
-        vf acc[4][2];
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++)
-            acc[r][0] = acc[r][1] = vf_zero();
-        for (int64_t t = 0; t < d; t += VF_WIDTH)
-#pragma GCC unroll 2
-            for (int v = 0; v < 2; v++) {
-                vf x[VF_WIDTH];
-                if (t + VF_WIDTH <= d) {
-                    load_transposed(key + j + v * VF_WIDTH, type, t, VF_WIDTH, x);
-#pragma GCC unroll 16
-                    for (int c = 0; c < VF_WIDTH; c++)
-#pragma GCC unroll 4
-                        for (int r = 0; r < rows; r++)
-                            acc[r][v] = vf_fma(vf_set(q[r * ldq + t + c]), x[c], acc[r][v]);
-                } else {
-                    load_transposed(key + j + v * VF_WIDTH, type, t, (int)(d - t), x);
-                    for (int c = 0; c < d - t; c++)
-#pragma GCC unroll 4
-                        for (int r = 0; r < rows; r++)
-                            acc[r][v] = vf_fma(vf_set(q[r * ldq + t + c]), x[c], acc[r][v]);
-                }
-            }
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) {
-            vf_store(s + r * KEY_BLOCK + j, acc[r][0]);
-            vf_store(s + r * KEY_BLOCK + j + VF_WIDTH, acc[r][1]);
-        }
-    }
-}
-
-SIMD void direct_values(int rows, int vectors, const float *p, int64_t keys,
-                        const void *const *value, enum dtype type, int64_t d, float *o,
-                        int64_t width, const float *correction) {
-    int64_t t = 0;
-    for (; t + vectors * VF_WIDTH <= d; t += vectors * VF_WIDTH)
-        tile_rows(rows, vectors, keys, p, KEY_BLOCK, value, type, t, VF_WIDTH, o + t, width,
-                  correction);
-    for (; t + VF_WIDTH <= d; t += VF_WIDTH)
-        tile_rows(rows, 1, keys, p, KEY_BLOCK, value, type, t, VF_WIDTH, o + t, width, correction);
-    if (t < d)
-        tile_rows(rows, 1, keys, p, KEY_BLOCK, value, type, t, (int)(d - t), o + t, width,
-                  correction);
-}
-
-SIMD void direct_step(int rows, enum dtype type, const struct forward *f, struct rows *b, int64_t r,
-                      const void *const *key, const void *const *value, int64_t j0, int64_t keys) {
-    float correction[4];
-    int64_t most = 0;
-    for (int64_t i = r; i < r + rows; i++)
-        most = max_i64(most, b->seen[i]);
-    most = min_i64(most - j0, keys);
-    if (most <= 0)
-        return;
-    direct_scores(rows, b->q + r * f->width, f->width, key, type, f->c.width, most, b->s);
-    softmax_step(f, b, r, rows, j0, 2 * ((most + PANEL - 1) / PANEL), correction);
-    direct_values(rows,
-                  rows == 1   ? 8
-                  : rows == 2 ? 4
-                              : 2,
-                  b->s, most, value, type, f->c.width, b->part.o + r * f->width, f->width,
-                  correction);
-}
-
-/* Where the rows of keys [j0, j0 + count) lie, the list filled up with the last one. */
+/* Where the rows of keys [j0, end) lie, as many as a packing and its prefetches want, the list
+ * filled up with the last one. */
 static void key_rows(const struct forward *f, const struct unit *u, const struct tensor *t,
-                     int64_t j0, int64_t count, const void **row) {
+                     int64_t j0, int64_t end, const void **row) {
+    int64_t count = min_i64(KEY_BLOCK + PREFETCH_ROWS, end - j0);
     if (f->c.pages) {
         for (int64_t j = 0; j < count; j++)
             row[j] = element(t, attention_key_row(&f->c, u->sequence, j0 + j), u->kv_head);
     } else {
         const char *first = element(t, f->c.kv_start[u->sequence] + j0, u->kv_head);
-        int64_t step = t->stride[0] * (int64_t)dtype_size(t->dtype);
+        int64_t step = t->stride[0] * dtype_bytes(t->dtype);
         for (int64_t j = 0; j < count; j++)
             row[j] = first + j * step;
     }
-    for (int64_t j = count; j < KEY_BLOCK; j++)
+    for (int64_t j = count; j < KEY_BLOCK + PREFETCH_ROWS; j++)
         row[j] = row[count - 1];
 }
 
-SIMD void direct_split_as(enum dtype type, const struct forward *f, const struct unit *u,
-                          struct rows *b, int64_t begin, int64_t end) {
-    const void *key[KEY_BLOCK], *value[KEY_BLOCK];
-    for (int64_t j0 = begin; j0 < end; j0 += KEY_BLOCK) {
-        int64_t keys = min_i64(KEY_BLOCK, end - j0), r = 0;
-        key_rows(f, u, &f->c.k, j0, keys, key);
-        key_rows(f, u, &f->c.v, j0, keys, value);
-        for (; r + 4 <= b->count; r += 4)
-            direct_step(4, type, f, b, r, key, value, j0, keys);
-        if (b->count - r == 3)
-            direct_step(3, type, f, b, r, key, value, j0, keys);
-        else if (b->count - r == 2)
-            direct_step(2, type, f, b, r, key, value, j0, keys);
-        else if (b->count - r == 1)
-            direct_step(1, type, f, b, r, key, value, j0, keys);
-    }
+#define MOST_VECTORS (KEY_BLOCK / VF_WIDTH < 8 ? KEY_BLOCK / VF_WIDTH : 8)
+
+/* `rows` rows of b from r on with one block of keys and values; wide tiles where the rows are few,
+ * to have enough sums under way. */
+SIMD void direct_step(int rows, int vectors, const struct forward *f, struct rows *b, int64_t r,
+                      const float *keys, const float *values, int64_t j0) {
+    int64_t most = 0, d = f->c.width, width = f->width, t = 0;
+    float correction[TILE_ROWS];
+    for (int64_t i = r; i < r + rows; i++)
+        most = max_i64(most, b->seen[i]);
+    most = min_i64(most - j0, KEY_BLOCK);
+    if (most <= 0)
+        return;
+    for (int64_t j = 0; j < most; j += vectors * VF_WIDTH)
+        tile(rows, vectors, START_ZERO, d, b->q + r * width, width, 1, keys + j, KEY_BLOCK,
+             b->s + j, KEY_BLOCK, NULL);
+    softmax_step(f, b, r, rows, j0, (most + VF_WIDTH - 1) / VF_WIDTH, correction);
+    float *o = b->part.o + r * width;
+    for (; t + vectors * VF_WIDTH <= width; t += vectors * VF_WIDTH)
+        tile(rows, vectors, START_SCALE, most, b->s, KEY_BLOCK, 1, values + t, width, o + t, width,
+             correction);
+    for (; t < d; t += VF_WIDTH)
+        tile(rows, 1, START_SCALE, most, b->s, KEY_BLOCK, 1, values + t, width, o + t, width,
+             correction);
 }
 
 static void direct_split(const struct forward *f, const struct unit *u, struct rows *b,
-                         int64_t begin, int64_t end) {
-    state_clear(&b->part, b->count, f->width);
-    if (f->c.k.dtype == DT_F32)
-        direct_split_as(DT_F32, f, u, b, begin, end);
-    else
-        direct_split_as(DT_BF16, f, u, b, begin, end);
+                         int64_t begin, int64_t end, float *keys) {
+    const void *row[KEY_BLOCK + PREFETCH_ROWS];
+    const struct tensor *k = &f->c.k, *v = &f->c.v;
+    float *values = keys + KEY_BLOCK * f->width;
+    state_clear(&b->part, b->padded, f->width);
+    for (int64_t j0 = begin; j0 < end; j0 += KEY_BLOCK) {
+        int64_t count = min_i64(KEY_BLOCK, end - j0), r = 0;
+        key_rows(f, u, k, j0, end, row);
+        pack_transposed_whole(keys, row, count, f->c.width, k->dtype);
+        key_rows(f, u, v, j0, end, row);
+        pack_rows_whole(values, row, count, f->c.width, v->dtype);
+        for (; r + TILE_ROWS <= b->count; r += TILE_ROWS)
+            direct_step(TILE_ROWS, 2, f, b, r, keys, values, j0);
+        for (; r + 2 < b->count; r += 4)
+            direct_step(4, 2, f, b, r, keys, values, j0);
+        if (b->count - r == 2)
+            direct_step(2, MOST_VECTORS < 4 ? MOST_VECTORS : 4, f, b, r, keys, values, j0);
+        else if (b->count - r == 1)
+            direct_step(1, MOST_VECTORS, f, b, r, keys, values, j0);
+    }
 }
 
 /* ------------------------------------------------------------------ a block of rows */
@@ -390,7 +350,7 @@ static void run_split(const struct forward *f, const struct unit *u, struct rows
     if (u->keys)
         packed_split(f, u, b, begin, end);
     else
-        direct_split(f, u, b, begin, end);
+        direct_split(f, u, b, begin, end, b->block);
 }
 
 static const struct unit *find_unit(const struct forward *f, int64_t task, bool blocks) {
@@ -481,12 +441,12 @@ static void run_packing(void *arg, int64_t begin, int64_t end, int worker) {
     (void)worker;
     for (int64_t i = begin; i < end; i++) {
         const struct unit *u = find_unit(f, i, true);
-        const void *row[KEY_BLOCK];
+        const void *row[KEY_BLOCK + PREFETCH_ROWS];
         int64_t j0 = (i - u->first_block) * KEY_BLOCK;
         int64_t count = min_i64(KEY_BLOCK, u->length - j0);
-        key_rows(f, u, &f->c.k, j0, count, row);
+        key_rows(f, u, &f->c.k, j0, u->length, row);
         pack_transposed(u->keys + j0 * f->c.width, row, count, f->c.width, f->c.k.dtype);
-        key_rows(f, u, &f->c.v, j0, count, row);
+        key_rows(f, u, &f->c.v, j0, u->length, row);
         pack_rows(u->values + j0 * f->width, row, count, f->c.width, f->c.v.dtype);
     }
 }

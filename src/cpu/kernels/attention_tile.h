@@ -32,10 +32,14 @@ SIMD int64_t max_i64(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
+SIMD int64_t dtype_bytes(enum dtype type) {
+    return type == DT_F32 ? 4 : 2;
+}
+
 /* Vector [row, head] of a [rows, heads, d] tensor. */
 SIMD const void *element(const struct tensor *t, int64_t row, int64_t head) {
     int64_t at = row * t->stride[0] + head * t->stride[1];
-    return (const char *)t->data + at * (int64_t)dtype_size(t->dtype);
+    return (const char *)t->data + at * dtype_bytes(t->dtype);
 }
 
 /* ------------------------------------------------------------------ products */
@@ -52,10 +56,10 @@ enum tile_start {
 SIMD void tile(int rows, int vectors, enum tile_start start, int64_t n, const float *a,
                int64_t row_step, int64_t t_step, const float *b, int64_t ldb, float *c, int64_t ldc,
                const float *scale) {
-    vf acc[TILE_ROWS][2];
+    vf acc[TILE_ROWS][8];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
+#pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) {
             if (start == START_ZERO)
                 acc[r][v] = vf_set(0.0f);
@@ -65,14 +69,14 @@ SIMD void tile(int rows, int vectors, enum tile_start start, int64_t n, const fl
                 acc[r][v] *= vf_set(scale[r]);
         }
     for (int64_t t = 0; t < n; t++) {
-        vf x[2];
-#pragma GCC unroll 2
+        vf x[8];
+#pragma GCC unroll 8
         for (int v = 0; v < vectors; v++)
             x[v] = vf_load(b + v * VF_WIDTH);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             vf y = vf_set(a[r * row_step]);
-#pragma GCC unroll 2
+#pragma GCC unroll 8
             for (int v = 0; v < vectors; v++)
                 acc[r][v] = vf_fma(y, x[v], acc[r][v]);
         }
@@ -80,38 +84,6 @@ SIMD void tile(int rows, int vectors, enum tile_start start, int64_t n, const fl
         b += ldb;
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++)
-            vf_store(c + r * ldc + v * VF_WIDTH, acc[r][v]);
-}
-
-/* The same with few rows in a (decoding, small calls), where b is not packed: row j of b is
- * b_row[j] in its own dtype, and n of the VF_WIDTH columns from `column` on are used. */
-SIMD void tile_rows(int rows, int vectors, int64_t n, const float *a, int64_t lda,
-                    const void *const *b_row, enum dtype type, int64_t column, int last, float *c,
-                    int64_t ldc, const float *scale) {
-    vf acc[4][8];
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++)
-            acc[r][v] = vf_load(c + r * ldc + v * VF_WIDTH) * vf_set(scale[r]);
-    for (int64_t j = 0; j < n; j++) {
-        vf y[4];
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++)
-            y[r] = vf_set(a[r * lda + j]);
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) {
-            vf x = vf_load_as(b_row[j], type, column + v * VF_WIDTH,
-                              v == vectors - 1 ? last : VF_WIDTH);
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; r++)
-                acc[r][v] = vf_fma(y[r], x, acc[r][v]);
-        }
-    }
-#pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++)
@@ -188,62 +160,106 @@ SIMD void load_transposed(const void *const *row, enum dtype type, int64_t t, in
     transpose(x);
 }
 
-/* Rows (count of them, the rest zero) into panels [KEY_BLOCK / PANEL][d][PANEL]: the operand b of a
- * product over channels. */
+#define PREFETCH_ROWS 16
+
+/* Rows (count of them, the rest zero) into panels [KEY_BLOCK / panel][d][panel]: the operand b of a
+ * product over channels. Lists of rows hold PREFETCH_ROWS more than KEY_BLOCK, fetched ahead. */
 SIMD void pack_transposed_as(float *out, const void *const *row, int64_t count, int64_t d,
-                             enum dtype type) {
+                             int64_t panel, enum dtype type) {
     const vf zero = vf_zero();
+    const int64_t bytes = d * dtype_bytes(type);
     for (int64_t j = 0; j < KEY_BLOCK; j += VF_WIDTH) {
-        float *to = out + j / PANEL * PANEL * d + j % PANEL;
+        float *to = out + j / panel * panel * d + j % panel;
         vi present = vi_iota() < vi_set((int)(count - j));
-        for (int64_t t = 0; t < d; t += VF_WIDTH) {
-            vf x[VF_WIDTH];
+        int64_t t = 0;
+        if (j >= count) {
+            for (; t < d; t++)
+                vf_store(to + t * panel, zero);
+            continue;
+        }
+        for (int i = 0; i < VF_WIDTH; i++)
+            for (int64_t at = 0; at < bytes; at += 64)
+                __builtin_prefetch((const char *)row[j + PREFETCH_ROWS + i] + at);
+        vf x[VF_WIDTH];
+        for (; j + VF_WIDTH <= count && t + VF_WIDTH <= d; t += VF_WIDTH, to += VF_WIDTH * panel) {
+            load_transposed(row + j, type, t, VF_WIDTH, x);
+#pragma GCC unroll 16
+            for (int c = 0; c < VF_WIDTH; c++)
+                vf_store(to + c * panel, x[c]);
+        }
+        for (; t < d; t += VF_WIDTH, to += VF_WIDTH * panel) {
             int n = (int)min_i64(VF_WIDTH, d - t);
-            if (j >= count) {
-                for (int c = 0; c < n; c++)
-                    vf_store(to + (t + c) * PANEL, zero);
-                continue;
-            }
-            if (n == VF_WIDTH)
-                load_transposed(row + j, type, t, VF_WIDTH, x);
-            else
-                load_transposed(row + j, type, t, n, x);
+            load_transposed(row + j, type, t, n, x);
             for (int c = 0; c < n; c++)
-                vf_store(to + (t + c) * PANEL, vf_select(present, x[c], zero));
+                vf_store(to + c * panel, vf_select(present, x[c], zero));
         }
     }
 }
 
-/* The same rows into panels [round_up(d, PANEL) / PANEL][KEY_BLOCK][PANEL]: the operand b of a
- * product over keys. Columns from d on are zero. */
-SIMD void pack_rows_as(float *out, const void *const *row, int64_t count, int64_t d,
-                       enum dtype type) {
-    int64_t width = round_up(d, PANEL);
-    for (int64_t j = 0; j < KEY_BLOCK; j++)
-        for (int64_t t = 0; t < width; t += VF_WIDTH) {
-            float *to = out + t / PANEL * PANEL * KEY_BLOCK + j * PANEL + t % PANEL;
-            if (j >= count || t >= d)
-                vf_store(to, vf_zero());
-            else if (t + VF_WIDTH <= d)
-                vf_store(to, vf_load_as(row[j], type, t, VF_WIDTH));
-            else
-                vf_store(to, vf_load_as(row[j], type, t, (int)(d - t)));
+/* The same rows into panels [width / panel][KEY_BLOCK][panel]: the operand b of a product over
+ * keys. width is d rounded up; columns from d on are zero. */
+SIMD void pack_rows_as(float *out, const void *const *row, int64_t count, int64_t d, int64_t width,
+                       int64_t panel, enum dtype type) {
+    const int64_t bytes = d * dtype_bytes(type), whole = d - d % panel;
+    const int64_t next = panel * KEY_BLOCK;
+    for (int64_t j = 0; j < count; j++, out += panel) {
+        const char *ahead = row[j + PREFETCH_ROWS];
+        const void *from = row[j];
+        for (int64_t at = 0; at < bytes; at += 64)
+            __builtin_prefetch(ahead + at);
+        float *to = out;
+        int64_t t = 0;
+        for (; t < whole; to += next)
+            for (int64_t v = 0; v < panel; v += PANEL, t += PANEL) {
+                vf_store(to + v, vf_load_as(from, type, t, VF_WIDTH));
+                vf_store(to + v + VF_WIDTH, vf_load_as(from, type, t + VF_WIDTH, VF_WIDTH));
+            }
+        for (int64_t v = 0; t < width; v += VF_WIDTH, t += VF_WIDTH) {
+            vf x = vf_zero();
+            if (t + VF_WIDTH <= d)
+                x = vf_load_as(from, type, t, VF_WIDTH);
+            else if (t < d)
+                x = vf_load_as(from, type, t, (int)(d - t));
+            vf_store(to + v, x);
         }
+    }
+    for (int64_t j = count; j < KEY_BLOCK; j++, out += panel)
+        for (int64_t t = 0; t < width; t += VF_WIDTH)
+            vf_store(out + t / panel * next + t % panel, vf_zero());
 }
 
-static inline __attribute__((unused)) void
-pack_transposed(float *out, const void *const *row, int64_t count, int64_t d, enum dtype type) {
+#define NOT_ALL_USE static inline __attribute__((unused))
+
+/* For the tiles of two vectors. */
+NOT_ALL_USE void pack_transposed(float *out, const void *const *row, int64_t count, int64_t d,
+                                 enum dtype type) {
     if (type == DT_F32)
-        pack_transposed_as(out, row, count, d, DT_F32);
+        pack_transposed_as(out, row, count, d, PANEL, DT_F32);
     else
-        pack_transposed_as(out, row, count, d, DT_BF16);
+        pack_transposed_as(out, row, count, d, PANEL, DT_BF16);
 }
-static inline __attribute__((unused)) void pack_rows(float *out, const void *const *row,
-                                                     int64_t count, int64_t d, enum dtype type) {
+NOT_ALL_USE void pack_rows(float *out, const void *const *row, int64_t count, int64_t d,
+                           enum dtype type) {
     if (type == DT_F32)
-        pack_rows_as(out, row, count, d, DT_F32);
+        pack_rows_as(out, row, count, d, round_up(d, PANEL), PANEL, DT_F32);
     else
-        pack_rows_as(out, row, count, d, DT_BF16);
+        pack_rows_as(out, row, count, d, round_up(d, PANEL), PANEL, DT_BF16);
+}
+/* In one panel, for tiles of any width: [d][KEY_BLOCK] and [KEY_BLOCK][width]. */
+NOT_ALL_USE void pack_transposed_whole(float *out, const void *const *row, int64_t count, int64_t d,
+                                       enum dtype type) {
+    if (type == DT_F32)
+        pack_transposed_as(out, row, count, d, KEY_BLOCK, DT_F32);
+    else
+        pack_transposed_as(out, row, count, d, KEY_BLOCK, DT_BF16);
+}
+NOT_ALL_USE void pack_rows_whole(float *out, const void *const *row, int64_t count, int64_t d,
+                                 enum dtype type) {
+    int64_t width = round_up(d, PANEL);
+    if (type == DT_F32)
+        pack_rows_as(out, row, count, d, width, width, DT_F32);
+    else
+        pack_rows_as(out, row, count, d, width, width, DT_BF16);
 }
 
 /* One row of d channels, times `factor`, to fp32 padded with zeros to `width` (a multiple of
@@ -259,8 +275,8 @@ SIMD void row_to_float_as(float *out, const void *row, enum dtype type, int64_t 
         vf_store(out + t, x * vf_set(factor));
     }
 }
-static inline __attribute__((unused)) void
-row_to_float(float *out, const void *row, enum dtype type, int64_t d, int64_t width, float factor) {
+NOT_ALL_USE void row_to_float(float *out, const void *row, enum dtype type, int64_t d,
+                              int64_t width, float factor) {
     if (type == DT_F32)
         row_to_float_as(out, row, DT_F32, d, width, factor);
     else
@@ -276,8 +292,8 @@ SIMD void row_from_float_as(void *row, enum dtype type, const float *in, int64_t
     }
 }
 /* d channels of a padded fp32 row, times `factor`, to a row of dtype `type`. */
-static inline __attribute__((unused)) void
-row_from_float(void *row, enum dtype type, const float *in, int64_t d, float factor) {
+NOT_ALL_USE void row_from_float(void *row, enum dtype type, const float *in, int64_t d,
+                                float factor) {
     if (type == DT_F32)
         row_from_float_as(row, DT_F32, in, d, factor);
     else
@@ -310,8 +326,8 @@ SIMD float max_lane(vf a) {
 
 /* Bit b: element first + b of the stream survives dropout (first a multiple of 4), b < n <= 64. The
  * threshold is p * 2^24 rounded up: uniform >= p for the 24-bit uniform of random.h. */
-static inline __attribute__((unused)) uint64_t
-dropout_word(const struct random_key *key, uint64_t first, int n, uint32_t threshold) {
+NOT_ALL_USE uint64_t dropout_word(const struct random_key *key, uint64_t first, int n,
+                                  uint32_t threshold) {
     uint64_t word = 0;
     for (int b = 0; b < n; b += 4) {
         uint32_t x[4];
