@@ -46,6 +46,7 @@ struct backward {
     int64_t group, width, ld;
     float q_factor, softcap, softcap_out, keep_factor, dk_factor;
     uint32_t drop_threshold;
+    struct philox dropout;
     struct unit unit[WAVE_UNITS];
     int64_t units, interleave, most_blocks; /* most_blocks: key blocks of the longest unit */
     int64_t next_sequence, next_head;
@@ -165,13 +166,13 @@ SIMD void gradient_row(bool plain, const struct backward *f, const struct unit *
     vi limit = vi_set((int32_t)min_i64(max_i64(visible, 0), KEY_BLOCK)), lane = vi_iota();
     vf slope = vf_zero();
     vi distance = lane;
-    uint64_t word = 0;
+    uint64_t element = 0;
+    vi mask[2] = {lane, lane};
     if (!plain) {
         int64_t n, head;
         unit_row(f, u, r < u->rows ? r : 0, &n, &head);
         if (f->drop_threshold)
-            word = dropout_word(&f->c.key, attention_dropout_element(&f->c, head, n, j0),
-                                (int)(vectors * VF_WIDTH), f->drop_threshold);
+            element = attention_dropout_element(&f->c, head, n, j0);
         if (f->c.slopes.data) {
             int64_t first = f->c.q_offsets[u->sequence];
             int64_t own = f->c.q_offsets[u->sequence + 1] - first;
@@ -196,10 +197,11 @@ SIMD void gradient_row(bool plain, const struct backward *f, const struct unit *
         lane += vi_set(VF_WIDTH);
         vf kept = x;
         if (!plain && f->drop_threshold) {
-            vi mask = lanes_from_bits(word);
-            word >>= VF_WIDTH;
-            kept = vf_select(mask, x, vf_zero());
-            g = vf_select(mask, g * keep, vf_zero());
+            if (v % 2 == 0)
+                dropout_masks(&f->dropout, element + (uint64_t)(v * VF_WIDTH), f->drop_threshold,
+                              mask);
+            kept = vf_select(mask[v % 2], x, vf_zero());
+            g = vf_select(mask[v % 2], g * keep, vf_zero());
         }
         vf d = x * (g - delta);
         if (!plain && f->softcap > 0)
@@ -418,6 +420,7 @@ static tril_status backward(struct op_context *ctx, const struct tensor *args, c
     f.dk_factor = p->softcap > 0 ? p->softcap : (float)(1 / LOG2E);
     f.keep_factor = 1 / (1 - p->dropout);
     f.drop_threshold = (uint32_t)ceilf(p->dropout * 0x1p24f);
+    f.dropout = philox_begin(&c->key);
     int64_t next_q = 0, next_k = 0;
     for (int64_t s = 0; s < c->sequences; s++) {
         clear_rows(&c->dq, next_q, c->q_offsets[s]);

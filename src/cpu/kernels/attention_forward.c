@@ -42,6 +42,7 @@ struct forward {
     int64_t group, width, splits_parallel, row_block;
     float q_factor, softcap, softcap_out, keep_factor;
     uint32_t drop_threshold; /* 0: no dropout */
+    struct philox dropout;
     struct unit unit[WAVE_UNITS];
     int64_t units, tasks, blocks; /* of this wave */
     int64_t next_sequence, next_head;
@@ -185,13 +186,14 @@ static __attribute__((noinline)) void softmax_step(const struct forward *f, stru
         b->part.m[r] = m;
         correction[i] = scale[0];
         if (f->drop_threshold) {
-            int n = (int)min_i64(vectors * VF_WIDTH, max_i64(visible, 0));
-            uint64_t word =
-                dropout_word(&f->c.key, attention_dropout_element(&f->c, b->head[r], b->row[r], j0),
-                             n, f->drop_threshold);
-            for (int64_t v = 0; v < vectors; v++, word >>= VF_WIDTH)
-                vf_store(s + v * VF_WIDTH,
-                         vf_select(lanes_from_bits(word), vf_load(s + v * VF_WIDTH), vf_zero()));
+            uint64_t at = attention_dropout_element(&f->c, b->head[r], b->row[r], j0);
+            for (int64_t v = 0; v < vectors; v += 2) {
+                vi keep[2];
+                dropout_masks(&f->dropout, at + (uint64_t)(v * VF_WIDTH), f->drop_threshold, keep);
+                for (int64_t k = v; k < vectors && k < v + 2; k++)
+                    vf_store(s + k * VF_WIDTH,
+                             vf_select(keep[k - v], vf_load(s + k * VF_WIDTH), vf_zero()));
+            }
         }
     }
 }
@@ -567,6 +569,7 @@ static tril_status forward(struct op_context *ctx, const struct tensor *args, co
     f.softcap_out = p->softcap * (float)LOG2E;
     f.keep_factor = 1 / (1 - p->dropout);
     f.drop_threshold = (uint32_t)ceilf(p->dropout * 0x1p24f);
+    f.dropout = philox_begin(&c->key);
     int64_t next = 0;
     for (int64_t s = 0; s < c->sequences; s++) {
         clear_rows(c, next, c->q_offsets[s]);

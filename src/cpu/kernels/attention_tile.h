@@ -10,6 +10,7 @@
 
 #include <string.h>
 
+#include "cpu/kernels/philox.h"
 #include "cpu/kernels/simd.h"
 #include "ops/tensor.h"
 
@@ -324,23 +325,14 @@ SIMD float max_lane(vf a) {
     return a[0];
 }
 
-/* Bit b: element first + b of the stream survives dropout (first a multiple of 4), b < n <= 64. The
+/* Which of the 2 VF_WIDTH elements from `first` on (a multiple of 4) survive dropout, as masks. The
  * threshold is p * 2^24 rounded up: uniform >= p for the 24-bit uniform of random.h. */
-NOT_ALL_USE uint64_t dropout_word(const struct random_key *key, uint64_t first, int n,
-                                  uint32_t threshold) {
-    uint64_t word = 0;
-    for (int b = 0; b < n; b += 4) {
-        uint32_t x[4];
-        random_block(key, (first + (uint64_t)b) / 4, x);
-        for (int k = 0; k < 4; k++)
-            word |= (uint64_t)(x[k] >> 8 >= threshold) << (b + k);
-    }
-    return word;
-}
-/* Lane i: all ones if bit i of word is set. */
-SIMD vi lanes_from_bits(uint64_t word) {
-    vi bit = vi_set(1) << vi_iota();
-    return (vi_set((int32_t)(word & 0xffff)) & bit) == bit;
+SIMD void dropout_masks(const struct philox *stream, uint64_t first, uint32_t threshold,
+                        vi keep[2]) {
+    vu x[2];
+    philox_words(stream, first / 4, x);
+    keep[0] = (vi)(x[0] >> 8) >= vi_set((int32_t)threshold);
+    keep[1] = (vi)(x[1] >> 8) >= vi_set((int32_t)threshold);
 }
 
 #endif
