@@ -43,6 +43,9 @@ tril_status json_parse(json_t **out, const char *text, size_t size, const char *
     if (line)
         return error_set(err, TRIL_ERR_FORMAT, "%s: line %d: nested deeper than %d levels", name,
                          line, JSON_DEPTH_LIMIT);
+    if (size > 0 &&
+        memchr(text, '\0', size)) /* Jansson would take it for the end, whatever follows */
+        return error_set(err, TRIL_ERR_FORMAT, "%s: not valid JSON: a NUL byte", name);
     *out = json_loadb(text, size, flags, &error);
     if (!*out && json_error_code(&error) == json_error_numeric_overflow)
         *out = json_loadb(text, size, flags | JSON_DECODE_INT_AS_REAL, &error);
@@ -50,6 +53,9 @@ tril_status json_parse(json_t **out, const char *text, size_t size, const char *
         return TRIL_OK;
     if (json_error_code(&error) == json_error_out_of_memory)
         return error_set(err, TRIL_ERR_MEMORY, "not enough memory to read %s", name);
+    for (char *p = error.text; *p; p++) /* it may quote the input, line breaks and all */
+        if ((unsigned char)*p < 32 || *p == 127)
+            *p = '?';
     return error_set(err, TRIL_ERR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", name,
                      error.line, error.column, error.text);
 }

@@ -20,9 +20,10 @@ static json_t *parse(const char *text) {
 static void test_refused(void **state) {
     (void)state;
     static const char *const bad[] = {
-        "",         "{",    "[1,]",   "{\"a\":1,\"a\":2}", "[1] x",
-        "\"\xff\"", "[01]", "[NaN]",  "[Infinity]",        "['a']",
-        "[1e400]",  "nul",  "[\x01]", "{\"a\" 1}",         "[\"\\ud800\"]",
+        "",           "{",         "[1,]",          "{\"a\":1,\"a\":2}",
+        "[1] x",      "\"\xff\"",  "[01]",          "[NaN]",
+        "[Infinity]", "['a']",     "[1e400]",       "nul",
+        "[\x01]",     "{\"a\" 1}", "[\"\\ud800\"]", "[\"\\\n\"]",
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         json_t *root;
@@ -31,6 +32,15 @@ static void test_refused(void **state) {
                          TRIL_ERR_FORMAT);
         assert_null(root);
         assert_memory_equal(err.message, "x.json: line ", 13);
+        assert_null(strchr(err.message, '\n'));
+    }
+    static const char *const nul[] = {"1\0", "[]\0", "\0[]", "[\0]"};
+    for (size_t i = 0; i < sizeof nul / sizeof *nul; i++) {
+        json_t *root;
+        struct tril_error err;
+        size_t size = i == 0 ? 2 : 3;
+        assert_int_equal(json_parse(&root, nul[i], size, "x.json", &err), TRIL_ERR_FORMAT);
+        assert_non_null(strstr(err.message, "NUL"));
     }
 }
 

@@ -128,6 +128,8 @@ static void test_refusals(void **state) {
         write_file("bad.safetensors", n, cases[i].header, n, cases[i].data);
         refused("bad.safetensors", cases[i].words);
     }
+    write_file("bad.safetensors", 3, "{}\0", 3, 0);
+    refused("bad.safetensors", "NUL");
     /* Nested too deep, and a name that must not break the message. */
     char deep[200] = "{\"a\":", odd[300];
     memset(deep + 5, '[', 100);
