@@ -96,7 +96,7 @@ int cmd_train(int argc, char **argv) {
         MODEL_OPTIONS(o.overrides, flags),
         {.kind = OPTION_HEADING, .help = "Optimisation"},
         {"batch", "B", "rows of a micro-batch (8)", OPTION_INT, &o.batch, 1, 65536, NULL},
-        {"seq", "T", "tokens of a row (256)", OPTION_INT, &o.seq, 1, 1 << 24, NULL},
+        {"seq", "T", "tokens of a row (256, or the context)", OPTION_INT, &o.seq, 1, 1 << 24, NULL},
         {"grad-accum", "N", "micro-batches a step (1)", OPTION_INT, &o.grad_accum, 1, 65536, NULL},
         {"steps", "N", "optimiser steps (default: ten epochs, 200 to 5000 steps)", OPTION_INT,
          &o.steps, 0, 1e12, NULL},

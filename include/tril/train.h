@@ -37,7 +37,8 @@ struct tril_train_options {
     struct tril_model_overrides overrides;
 
     /* optimisation */
-    int64_t batch, seq, grad_accum; /* rows, tokens a row, micro-batches a step */
+    int64_t batch, seq, grad_accum; /* rows, tokens a row (0: 256, or the context if that is
+                                     * shorter), micro-batches a step */
     int64_t steps, tokens;          /* < 0: not given; the first given of steps, tokens, epochs */
     double epochs;
     double lr, min_lr_fraction, warmup_fraction;

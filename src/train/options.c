@@ -93,7 +93,7 @@ struct tril_train_options train_options_defaults(void) {
         .pattern = "gpt2",
         .vocab = -1,
         .batch = 8,
-        .seq = 256,
+        .seq = 0,
         .grad_accum = 1,
         .steps = -1,
         .tokens = -1,
@@ -277,8 +277,8 @@ tril_status train_options_check(const struct tril_train_options *o, struct tril_
         return error_set(err, TRIL_ERR_ARGUMENT,
                          "--steps, --tokens and --epochs exclude each other; give one");
     TRY(check_range("--batch", (double)o->batch, 1, 65536, err));
-    TRY(check_range("--seq", (double)o->seq, 1, 1 << 24, err));
-    TRY(check_range("--batch times --seq", (double)o->batch * (double)o->seq, 1, 1 << 26, err));
+    TRY(check_range("--seq", (double)o->seq, 0, 1 << 24, err));
+    TRY(check_range("--batch times --seq", (double)o->batch * (double)o->seq, 0, 1 << 26, err));
     TRY(check_range("--grad-accum", (double)o->grad_accum, 1, 65536, err));
     TRY(check_range("--lr", o->lr, 0, 10, err));
     TRY(check_range("--min-lr-fraction", o->min_lr_fraction, 0, 1, err));

@@ -25,7 +25,7 @@
 #include "train/schedule.h"
 
 struct trainer {
-    const struct tril_train_options *o;
+    struct tril_train_options *o; /* our copy */
     const struct train_environment *env;
     enum dtype saved;
     enum recompute recompute;
@@ -123,7 +123,7 @@ static tril_status make_config(const struct trainer *t, struct model_config *c,
     if (tokens > 0) /* a config.json may round its vocabulary up */
         overrides.vocab = o->config && tokens <= c->vocab ? c->vocab : tokens;
     if (overrides.context < 0 && !o->config)
-        overrides.context = c->context > o->seq ? c->context : o->seq;
+        overrides.context = c->context > o->seq ? c->context : o->seq; /* --seq 0: the preset's */
     TRY(model_config_override(c, &overrides, err));
     if (t->tokenizer) {
         c->eos_id = tokenizer_eos(t->tokenizer);
@@ -392,8 +392,13 @@ static tril_status set_up(struct trainer *t, struct tril_error *err) {
         TRY(find_checkpoint(t, err));
     if (o->resume && !t->resume_from)
         note(t, "resume", "there is no checkpoint yet: starting from the beginning");
-    if (!o->model && !t->resume_from) /* a wrong shape is refused before a tokenizer is trained */
+    const char *from = t->resume_from ? t->resume_from : o->model;
+    if (from)
+        TRY(model_config_read(&preset, from, err));
+    else /* a wrong shape is refused before a tokenizer is trained */
         TRY(make_config(t, &preset, err));
+    if (o->seq == 0)
+        t->o->seq = preset.context < 256 ? preset.context : 256;
     TRY(make_tokenizer(t, preset.vocab, err));
     if (!o->init_only)
         TRY(open_data(t, err));
