@@ -214,6 +214,16 @@ tril_status file_writer_write(struct file_writer *w, const void *data, size_t si
     return TRIL_OK;
 }
 
+tril_status file_writer_patch(struct file_writer *w, size_t offset, const void *data, size_t size,
+                              struct tril_error *err) {
+    if (fseeko(w->stream, (off_t)offset, SEEK_SET) != 0)
+        return error_set_errno(err, "cannot write %s", w->path);
+    tril_status st = file_writer_write(w, data, size, err);
+    if (st == TRIL_OK && fseeko(w->stream, 0, SEEK_END) != 0)
+        st = error_set_errno(err, "cannot write %s", w->path);
+    return st;
+}
+
 /* Syncs the folder that holds `path`, so that a rename in it survives a crash. */
 static tril_status parent_sync(const char *path, struct tril_error *err) {
     char *parent = strdup(path);

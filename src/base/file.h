@@ -33,6 +33,9 @@ struct file_writer;
 tril_status file_writer_open(struct file_writer **out, const char *path, struct tril_error *err);
 tril_status file_writer_write(struct file_writer *w, const void *data, size_t size,
                               struct tril_error *err);
+/* Overwrites bytes written before, at `offset` (a header whose counts are known at the end). */
+tril_status file_writer_patch(struct file_writer *w, size_t offset, const void *data, size_t size,
+                              struct tril_error *err);
 tril_status file_writer_commit(struct file_writer *w, struct tril_error *err); /* frees w always */
 void file_writer_abort(struct file_writer *w);                                 /* NULL is fine */
 /* The three in one. */
