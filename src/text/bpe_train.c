@@ -223,7 +223,9 @@ tril_status tokenizer_train(struct tokenizer **out, const char *const *paths, si
     TRY(training_begin(&t, options, bytes, err));
     for (size_t i = 0; i < files.count; i++) {
         TRY(file_map_open(&map, files.paths[i], err));
-        st = pretoken_counter_add(t.counter, map.data, map.size, counted, &t, err);
+        st = text_check(files.paths[i], map.data, map.size, err);
+        if (st == TRIL_OK)
+            st = pretoken_counter_add(t.counter, map.data, map.size, counted, &t, err);
         t.before += (int64_t)map.size;
         file_map_close(&map);
         if (st != TRIL_OK)

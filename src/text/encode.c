@@ -513,10 +513,29 @@ size_t pattern_safe_cut(const unsigned char *text, size_t size, size_t from) {
     return size;
 }
 
+/* Whether added tokens are told by their first byte, which none has in its inside: then any place
+ * where one's string stands is one. */
+static bool added_stand_alone(const struct tokenizer *t) {
+    if (t->raw.only_first < 0 || t->normalized.any)
+        return false;
+    for (uint32_t i = 0; i < t->added_count; i++) {
+        const struct added_token *a = &t->added[i];
+        if (a->lstrip || a->rstrip || a->single_word ||
+            memchr(a->content + 1, t->raw.only_first, a->size - 1))
+            return false;
+    }
+    return true;
+}
+
 size_t tokenizer_safe_cut(const struct tokenizer *t, const void *text, size_t size, size_t from,
                           bool allow_special) {
-    if (t->fast == SCAN_KINDS)
-        return size;
+    struct added_match match;
+    if (t->fast ==
+        SCAN_KINDS) /* a pattern about which nothing is known: only behind added tokens */
+        return allow_special && added_stand_alone(t) &&
+                       matcher_find(&t->raw, text, size, from, &match)
+                   ? match.end
+                   : size;
     for (uint32_t i = 0; allow_special && i < t->added_count; i++)
         if (t->added[i].rstrip || memchr(t->added[i].content, ' ', t->added[i].size))
             return size;

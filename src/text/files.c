@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "text/unicode.h"
 
 static tril_status add(struct text_files *f, char *path, struct tril_error *err) {
     char **paths = path ? realloc(f->paths, (f->count + 1) * sizeof *paths) : NULL;
@@ -59,4 +60,23 @@ void text_files_free(struct text_files *f) {
         free(f->paths[i]);
     free(f->paths);
     memset(f, 0, sizeof *f);
+}
+
+tril_status text_check(const char *path, const unsigned char *data, size_t size,
+                       struct tril_error *err) {
+    size_t sample = size < (1u << 20) ? size : 1u << 20, bad = 0;
+    const unsigned char *p = data, *end = data + sample;
+    while (p < end) {
+        unsigned n;
+        uint32_t c = utf8_next(p, end, &n);
+        bad += c == UTF8_INVALID || (c < 0x20 && (c < 8 || c > 13) && c != 27);
+        p += n;
+    }
+    if (bad * 10 > sample && sample >= 16)
+        return error_set(
+            err, TRIL_ERR_FORMAT,
+            "%s looks binary: %zu%% of its first bytes are neither UTF-8 nor printable; "
+            "give text files",
+            path, bad * 100 / sample);
+    return TRIL_OK;
 }

@@ -17,4 +17,9 @@ tril_status text_files_expand(struct text_files *f, const char *const *paths, si
                               struct tril_error *err);
 void text_files_free(struct text_files *f);
 
+/* Refuses what is no text: where more than a tenth of the first megabyte's bytes are neither UTF-8
+ * nor printable. */
+tril_status text_check(const char *path, const unsigned char *data, size_t size,
+                       struct tril_error *err);
+
 #endif

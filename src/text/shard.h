@@ -18,14 +18,16 @@ struct dataset_options {
     const char *const *paths; /* text files; a directory means its .txt files, sorted by name */
     size_t path_count;
     const char *valid_path; /* NULL, or a file or directory: then all of `paths` is for training */
-    double valid_fraction; /* without valid_path: the last fraction of the documents (when there are
-                            * at least 20) or else of the tokens; 0 for no validation split */
+    double valid_fraction; /* without valid_path: the last fraction of the tokens, from the document
+                            * start nearest to it (unless that is off by more than half of the
+                            * fraction); 0 for no validation split */
     const struct tokenizer *tokenizer; /* borrowed while the dataset lives */
     const char *marker;    /* NULL: the end-of-text string, wherever it stands; "": each file is one
                             * document, special strings are ordinary text; else a line that equals
                             * `marker` separates documents (the line is dropped, the end-of-text
                             * token put in its place, special strings are ordinary text) */
-    const char *cache_dir; /* NULL: $TRIL_CACHE, else $XDG_CACHE_HOME/tril, else ~/.cache/tril */
+    const char *cache_dir; /* NULL: $TRIL_CACHE, else $XDG_CACHE_HOME/tril, else
+                           * ~/.cache/tril, else .tril-cache */
     bool quiet;            /* no progress, no notes on stderr */
 };
 
