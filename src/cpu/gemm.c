@@ -16,6 +16,8 @@
 #define K_BLOCK_F32 2048            /* of k at a time where B is fp32 ... */
 #define K_BLOCK_BF16 6144           /* ... or bf16 */
 
+#define SERIAL 3e5 /* multiply-adds: a few microseconds */
+
 /* Where a job's panels come from. */
 enum panels { PANELS_READY, PANELS_WIDEN, PANELS_PACK };
 
@@ -35,6 +37,7 @@ struct plan {
 
     int64_t first, last, k0, k1; /* the block being done; k1 without padding */
     int64_t panel_jobs;
+    bool serial; /* too little work to wake threads for */
 };
 
 static int64_t at_most(int64_t a, int64_t b) {
@@ -162,7 +165,8 @@ static void plan_make(struct plan *p, const struct gemm_kernels *kernels, const 
         }
     }
     p->n_panels = gemm_round_up(g->b.rows, GEMM_PANEL) / GEMM_PANEL;
-    int threads = threads_count();
+    p->serial = (double)p->m * (double)g->b.rows * (double)p->k < SERIAL;
+    int threads = p->serial ? 1 : threads_count();
 
     /* k: equal blocks. */
     int64_t most = p->tile_type == DT_BF16 ? K_BLOCK_BF16 : K_BLOCK_F32;
@@ -226,8 +230,8 @@ tril_status gemm_run(const struct gemm_kernels *kernels, struct op_context *ctx,
             /* A few strips at a time: neighbours share lines of a transposed A. */
             int64_t grain = (p.last - p.first) * (p.k1 - p.k0) < 65536 ? strips : 8;
             parallel_for(strips, grain, pack_job, &p);
-            int64_t row_jobs = (p.last - p.first + p.job_rows - 1) / p.job_rows;
-            parallel_for(row_jobs * p.panel_jobs, 1, tile_job, &p);
+            int64_t jobs = (p.last - p.first + p.job_rows - 1) / p.job_rows * p.panel_jobs;
+            parallel_for(jobs, p.serial ? jobs : 1, tile_job, &p);
             p.k0 = p.k1;
         } while (p.k0 < p.k);
     }

@@ -15,7 +15,9 @@
 
 #include "base/memory.h"
 #include "base/threads.h"
+#include "cpu/cpu.h"
 #include "cpu/gemm.h"
+#include "cpu/onednn.h"
 
 struct packed_weight {
     int64_t outputs, inputs;
@@ -138,10 +140,71 @@ void linear_engine_set(enum linear_engine e) {
     atomic_store(&engine, e);
 }
 
+enum product { FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT };
+
+/* The table of "auto". oneDNN where it is faster (measured at GPT-2's shapes, N = 1024, on AVX2:
+ * fp32 1.05 to 1.2 times, docs/benchmarks.md; AVX-512 supposed to be alike) and nothing else
+ * speaks:
+ *
+ *   forward, any dtype    own: the order of summation may not depend on N (ops.h)
+ *   backward, bf16        own: oneDNN has none below AVX-512, and AMX tiles ask for our packing
+ *   backward, fp32        oneDNN from AVX2 up for large products; for small ones its way of sharing
+ *                         k among threads would make the bits depend on their number
+ *   generic, mixed dtype  own */
+#define LARGE 256
+static bool auto_onednn(enum product product, const struct gemm *g) {
+    enum cpu_level level = cpu_level_active();
+    return product != FORWARD && g->a.type == DT_F32 && g->b.type == DT_F32 && g->a.rows >= LARGE &&
+           g->b.rows >= LARGE && g->a.k >= LARGE && level != CPU_GENERIC && level != CPU_EMU512;
+}
+
+struct finish {
+    const struct gemm_kernels *kernels;
+    const struct gemm *g;
+    const float *c;
+};
+static void epilogue_job(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct finish *f = arg;
+    (void)worker;
+    int64_t n = f->g->b.rows;
+    f->kernels->epilogue(&f->g->out, f->c + begin * n, n, begin, end - begin, 0, n);
+}
+static void sums_job(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct finish *f = arg;
+    (void)worker;
+    f->kernels->row_sums(&f->g->a, begin, end, 0, f->g->a.k, f->g->row_sums);
+}
+
+/* The product by oneDNN; false if it has none (nothing is changed then). */
+static bool run_onednn(const struct gemm_kernels *kernels, struct op_context *ctx,
+                       const struct gemm *g) {
+    const struct gemm_output *o = &g->out;
+    struct finish f = {.kernels = kernels, .g = g};
+    bool adds = o->residual && o->residual == o->y && o->residual_ld == o->ld;
+    if (o->type == DT_F32 && !o->bias && !o->pre && o->activation == ACT_NONE &&
+        (adds || !o->residual)) {
+        if (!onednn_gemm(&g->a, &g->b, o->y, o->ld, adds))
+            return false;
+    } else {
+        float *c = op_scratch(ctx, g->a.rows * g->b.rows * 4);
+        if (!c || !onednn_gemm(&g->a, &g->b, c, g->b.rows, false))
+            return false;
+        f.c = c;
+        parallel_for(g->a.rows, 16, epilogue_job, &f);
+    }
+    if (g->row_sums)
+        parallel_for(g->a.rows, 64, sums_job, &f);
+    return true;
+}
+
 static tril_status run(const struct gemm_kernels *kernels, struct op_context *ctx,
-                       const struct gemm *g, struct tril_error *err) {
+                       enum product product, const struct gemm *g, struct tril_error *err) {
     struct gemm_kernels fma;
-    if (linear_engine_get() == LINEAR_FMA) {
+    enum linear_engine e = linear_engine_get();
+    if ((e == LINEAR_ONEDNN || (e == LINEAR_AUTO && auto_onednn(product, g))) &&
+        run_onednn(kernels, ctx, g))
+        return TRIL_OK;
+    if (e == LINEAR_FMA) {
         fma = *kernels;
         fma.amx = NULL;
         kernels = &fma;
@@ -190,7 +253,7 @@ tril_status linear_forward_with(const struct gemm_kernels *kernels, struct op_co
                              .activation = p ? p->activation : ACT_NONE}};
     weight_operand(&g, &args[W], p, false);
     tril_status st = check_values(&g, "linear_forward", err);
-    return st == TRIL_OK ? run(kernels, ctx, &g, err) : st;
+    return st == TRIL_OK ? run(kernels, ctx, FORWARD, &g, err) : st;
 }
 
 tril_status linear_backward_input_with(const struct gemm_kernels *kernels, struct op_context *ctx,
@@ -202,7 +265,7 @@ tril_status linear_backward_input_with(const struct gemm_kernels *kernels, struc
                      .out = {.y = dx->data, .type = dx->dtype, .ld = dx->stride[0]}};
     weight_operand(&g, &args[W], params, true);
     tril_status st = check_values(&g, "linear_backward_input", err);
-    return st == TRIL_OK ? run(kernels, ctx, &g, err) : st;
+    return st == TRIL_OK ? run(kernels, ctx, BACKWARD_INPUT, &g, err) : st;
 }
 
 tril_status linear_backward_weight_with(const struct gemm_kernels *kernels, struct op_context *ctx,
@@ -219,5 +282,5 @@ tril_status linear_backward_weight_with(const struct gemm_kernels *kernels, stru
                              .residual = dw->data,
                              .residual_ld = dw->stride[0]},
                      .row_sums = args[DBIAS].data};
-    return run(kernels, ctx, &g, err);
+    return run(kernels, ctx, BACKWARD_WEIGHT, &g, err);
 }
