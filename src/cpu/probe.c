@@ -8,6 +8,7 @@
 
 #define DECLARE(level)                                                                             \
     double probe_fma_##level(int64_t rounds);                                                      \
+    double probe_bf16_##level(int64_t rounds);                                                     \
     float probe_read_##level(const float *p, int64_t n, int streams);
 DECLARE(generic)
 DECLARE(avx2)
@@ -18,16 +19,17 @@ DECLARE(emu512)
 
 static const struct {
     double (*fma)(int64_t);
+    double (*bf16)(int64_t);
     float (*read)(const float *, int64_t, int);
 } levels[CPU_LEVEL_COUNT] = {
-    [CPU_GENERIC] = {probe_fma_generic, probe_read_generic},
+    [CPU_GENERIC] = {probe_fma_generic, probe_bf16_generic, probe_read_generic},
 #ifdef TRIL_X86
-    [CPU_AVX2] = {probe_fma_avx2, probe_read_avx2},
-    [CPU_AVX512] = {probe_fma_avx512, probe_read_avx512},
-    [CPU_AMX] = {probe_fma_amx, probe_read_amx},
+    [CPU_AVX2] = {probe_fma_avx2, probe_bf16_avx2, probe_read_avx2},
+    [CPU_AVX512] = {probe_fma_avx512, probe_bf16_avx512, probe_read_avx512},
+    [CPU_AMX] = {probe_fma_amx, probe_bf16_amx, probe_read_amx},
 #endif
 #ifdef TRIL_EMULATE_512
-    [CPU_EMU512] = {probe_fma_emu512, probe_read_emu512},
+    [CPU_EMU512] = {probe_fma_emu512, probe_bf16_emu512, probe_read_emu512},
 #endif
 };
 
@@ -51,10 +53,10 @@ static void flops_work(void *arg, int64_t begin, int64_t end, int worker) {
 
 double cpu_probe_peak_flops(enum dtype t, int threads) {
     enum cpu_level level = cpu_level_active();
-    struct flops_job job = {.loop = levels[level].fma, .rounds = 1 << 12};
+    struct flops_job job = {.loop = t == DT_BF16 ? levels[level].bf16 : levels[level].fma,
+                            .rounds = 1 << 12};
     double best = 0;
     int before = threads_count();
-    (void)t;
     if (threads < 1 || threads > 256)
         threads = before;
     threads_set(threads);
