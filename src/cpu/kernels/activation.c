@@ -22,8 +22,8 @@ SIMD vf act_value_slope(enum activation a, vf x, vf *slope) {
     switch (a) {
     case ACT_RELU: {
         vf zero = x * vf_zero(); /* NaN stays NaN */
-        *slope = vf_select(x > vf_zero(), one, zero);
-        return vf_select(x > vf_zero(), x, zero);
+        *slope = vf_select(vf_less(vf_zero(), x), one, zero);
+        return vf_select(vf_less(vf_zero(), x), x, zero);
     }
     case ACT_GELU_ERF: {
         vf cdf = vf_normal_cdf(x);

@@ -14,7 +14,7 @@ SIMD void dropout_vector(const struct dropout *d, enum dtype tx, enum dtype ty, 
                          int lanes, vf uniform) {
     vf x = vf_load_as(d->x.data, tx, i, lanes);
     /* As the reference: x times 0 where dropped, so that NaN and infinity show. */
-    vf factor = vf_select(uniform >= vf_set(d->p), vf_set(1.0f / (1.0f - d->p)), vf_zero());
+    vf factor = vf_select(vf_less(uniform, vf_set(d->p)), vf_zero(), vf_set(1.0f / (1.0f - d->p)));
     vf y = x * factor;
     if (d->residual.data)
         y = vf_fma(x, factor, vf_load_n((const float *)d->residual.data + i, lanes));

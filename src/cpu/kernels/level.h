@@ -11,7 +11,8 @@
  *   avx2      8          SIMD_AVX2
  *   avx512    16         SIMD_AVX2, SIMD_AVX512
  *   amx       16         SIMD_AVX2, SIMD_AVX512, SIMD_AVX512_BF16, SIMD_AMX
- *   emu512    16         SIMD_EMULATED  (no intrinsics: the compiler lowers vectors of 16 to AVX2)
+ *   emu512    16         SIMD_EMULATED  (vectors of 16 on a machine with AVX2: the compiler halves
+ * them)
  */
 #ifndef CPU_KERNELS_LEVEL_H
 #define CPU_KERNELS_LEVEL_H

@@ -63,11 +63,23 @@ static inline int64_t row_count(const struct tensor *t) {
 static inline int64_t row_width(const struct tensor *t) {
     return t->shape[t->rank - 1];
 }
-/* Where row r begins, in elements. */
-static inline int64_t row_offset(const struct tensor *t, int64_t r) {
-    if (t->rank == 3)
-        return r / t->shape[1] * t->stride[0] + r % t->shape[1] * t->stride[1];
-    return r * t->stride[0];
+/* A row of such a tensor while one walks along them (divisions cost as much as a short row). */
+struct row_cursor {
+    int64_t n, h, H;
+};
+static inline struct row_cursor row_at(const struct tensor *t, int64_t r) {
+    int64_t H = t->rank == 3 ? t->shape[1] : 1;
+    return (struct row_cursor){r / H, r % H, H};
+}
+static inline void row_next(struct row_cursor *c) {
+    if (++c->h == c->H) {
+        c->h = 0;
+        c->n++;
+    }
+}
+/* Where the row begins in t, in elements. */
+static inline int64_t row_offset(const struct tensor *t, struct row_cursor c) {
+    return c.n * t->stride[0] + c.h * t->stride[1]; /* rank 2: h is 0 */
 }
 
 /* The address of element `at`. */

@@ -36,9 +36,9 @@ struct forward {
     struct norm_params p;
 };
 
-SIMD void forward_row(const struct forward *f, int64_t r, enum dtype tx, enum dtype ty,
-                      bool centred) {
-    int64_t D = row_width(&f->x), x = row_offset(&f->x, r), y = row_offset(&f->y, r);
+SIMD void forward_row(const struct forward *f, int64_t r, struct row_cursor at, enum dtype tx,
+                      enum dtype ty, bool centred) {
+    int64_t D = row_width(&f->x), x = row_offset(&f->x, at), y = row_offset(&f->y, at);
     const float *gain = f->gain.data, *bias = f->bias.data;
     float mean = 0, n = (float)D;
     if (centred) {
@@ -61,22 +61,21 @@ SIMD void forward_row(const struct forward *f, int64_t r, enum dtype tx, enum dt
         ((float *)f->rstd.data)[r] = rstd;
 }
 
-static void layernorm_rows(void *arg, int64_t begin, int64_t end, int worker) {
-    (void)worker;
-    const struct forward *f = arg;
+SIMD void forward_chunk(const struct forward *f, int64_t begin, int64_t end, bool centred) {
+    struct row_cursor at = row_at(&f->x, begin);
     FOR_ACT(tx, f->x.dtype, FOR_ACT(ty, f->y.dtype, {
-                for (int64_t r = begin; r < end; r++)
-                    forward_row(f, r, tx, ty, true);
+                for (int64_t r = begin; r < end; r++, row_next(&at))
+                    forward_row(f, r, at, tx, ty, centred);
             }););
 }
 
+static void layernorm_rows(void *arg, int64_t begin, int64_t end, int worker) {
+    (void)worker;
+    forward_chunk(arg, begin, end, true);
+}
 static void rmsnorm_rows(void *arg, int64_t begin, int64_t end, int worker) {
     (void)worker;
-    const struct forward *f = arg;
-    FOR_ACT(tx, f->x.dtype, FOR_ACT(ty, f->y.dtype, {
-                for (int64_t r = begin; r < end; r++)
-                    forward_row(f, r, tx, ty, false);
-            }););
+    forward_chunk(arg, begin, end, false);
 }
 
 /* Bytes of a row of x and y together. */
@@ -116,10 +115,11 @@ struct backward {
 };
 
 /* One row; adds its part to dgain and dbias (NULL: not wanted). */
-SIMD void backward_row(const struct backward *b, int64_t r, enum dtype ty, enum dtype tx,
-                       enum dtype tdx, bool add, bool centred, float *dgain, float *dbias) {
-    int64_t D = row_width(&b->x), x = row_offset(&b->x, r), dy = row_offset(&b->dy, r);
-    int64_t dx = row_offset(&b->dx, r);
+SIMD void backward_row(const struct backward *b, int64_t r, struct row_cursor at, enum dtype ty,
+                       enum dtype tx, enum dtype tdx, bool add, bool centred, float *dgain,
+                       float *dbias) {
+    int64_t D = row_width(&b->x), x = row_offset(&b->x, at), dy = row_offset(&b->dy, at);
+    int64_t dx = row_offset(&b->dx, at);
     const float *gain = b->gain.data;
     float rstd = ((const float *)b->rstd.data)[r];
     vf s = vf_set(rstd), m = vf_set(centred ? ((const float *)b->mean.data)[r] : 0);
@@ -165,13 +165,14 @@ SIMD void backward_chunk(const struct backward *b, int64_t begin, int64_t end, b
     if (!b->dbias.data)
         dbias = NULL;
     bool add = b->dx.dtype == DT_F32 && !b->p.overwrite;
+    struct row_cursor at = row_at(&b->x, begin);
     FOR_ACT(ty, b->dy.dtype, FOR_ACT(tx, b->x.dtype, {
                 if (b->dx.dtype != DT_F32) {
-                    for (int64_t r = begin; r < end; r++)
-                        backward_row(b, r, ty, tx, DT_BF16, false, centred, dgain, dbias);
+                    for (int64_t r = begin; r < end; r++, row_next(&at))
+                        backward_row(b, r, at, ty, tx, DT_BF16, false, centred, dgain, dbias);
                 } else {
-                    for (int64_t r = begin; r < end; r++)
-                        backward_row(b, r, ty, tx, DT_F32, add, centred, dgain, dbias);
+                    for (int64_t r = begin; r < end; r++, row_next(&at))
+                        backward_row(b, r, at, ty, tx, DT_F32, add, centred, dgain, dbias);
                 }
             }););
 }

