@@ -12,9 +12,8 @@
  * in `strided` have gaps. False when index is used up; the rest of the digits stays in *index. */
 static inline void norm_case(int *index, struct op_case *c, int x, unsigned strided) {
     static const int64_t sizes[][3] = {/* N, H, D */
-                                       {1, 1, 1},  {3, 2, 7},    {5, 3, 17},
-                                       {4, 2, 64}, {7, 1, 65},   {3, 5, 257},
-                                       {0, 2, 8},  {9, 1, 768}, {1, 1, 2049}};
+                                       {1, 1, 1},   {3, 2, 7}, {5, 3, 17},  {4, 2, 64},  {7, 1, 65},
+                                       {3, 5, 257}, {0, 2, 8}, {9, 1, 768}, {1, 1, 2049}};
     enum { COUNT = sizeof sizes / sizeof *sizes };
     *c = (struct op_case){.act = DT_F32, .label = "rows"};
     int s = case_pick(index, COUNT);

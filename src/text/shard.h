@@ -27,7 +27,7 @@ struct dataset_options {
                             * `marker` separates documents (the line is dropped, the end-of-text
                             * token put in its place, special strings are ordinary text) */
     const char *cache_dir; /* NULL: $TRIL_CACHE, else $XDG_CACHE_HOME/tril, else
-                           * ~/.cache/tril, else .tril-cache */
+                            * ~/.cache/tril, else .tril-cache */
     bool quiet;            /* no progress, no notes on stderr */
 };
 

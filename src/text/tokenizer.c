@@ -358,8 +358,8 @@ const unsigned char *tokenizer_token_bytes(const struct tokenizer *t, uint32_t i
     *size = 0;
     if (id >= t->vocab_size || !(t->flags[id] & TOKEN_EXISTS))
         return NULL;
-    /* An added token whose string is one of the model's tokens in the byte alphabet ("é" is the byte
-     * 0xE9) stays that: such a vocabulary is at odds with itself, but every byte survives. */
+    /* An added token whose string is one of the model's tokens in the byte alphabet ("é" is the
+     * byte 0xE9) stays that: such a vocabulary is at odds with itself, but every byte survives. */
     if (t->flags[id] & TOKEN_ADDED && (t->tokens[id].size == 0 || t->flags[id] & TOKEN_RAW)) {
         const struct added_token *a = added_find(t, id);
         *size = a->size;
