@@ -259,7 +259,7 @@ static tril_status run_product(struct product *p, int kind, struct tril_error *e
         return linear_forward(p->ctx, p->x, &p->w, none, none, p->y, none, ACT_NONE, err);
     if (kind == 1)
         return linear_backward_input(p->ctx, p->y, &p->w, p->dx, err);
-    return linear_backward_weight(p->ctx, p->y, p->x, p->dw, none, err);
+    return linear_backward_weight(p->ctx, p->y, p->x, p->dw, none, true, err);
 }
 
 /* Random values of a dtype (uniform in +-1). */

@@ -38,7 +38,7 @@ static tril_status linear_backward(struct pass *p, int l, enum param_role weight
     tril_status st;
     const struct model *m = p->m;
     TRY(linear_backward_weight(p->ctx, dy, x, param_gradient(m, weight, l),
-                               param_gradient(m, bias, l), err));
+                               param_gradient(m, bias, l), p->overwrite, err));
     TRY(linear_backward_input(p->ctx, dy, param_weight(m, weight, l), dx, err));
 done:
     return st;
@@ -152,6 +152,26 @@ done:
     return st;
 }
 
+/* Before a call that replaces the gradients: zeroes those to which operations add. These are the
+ * vectors (the rows without decay, the arena's end) and the embeddings; a tied one is first written
+ * by the head. */
+static tril_status gradients_zero(struct pass *p, struct tril_error *err) {
+    tril_status st;
+    const struct model *m = p->m;
+    const struct backend *b = p->ctx->backend;
+    const int64_t size = (int64_t)dtype_size(model_wide(m)), decayed = m->table.decay_elements;
+    TRY(b->fill_zero(p->ctx, (char *)m->gradient + decayed * size,
+                     (m->table.elements - decayed) * size, err));
+    struct tensor wte = param_gradient(m, PARAM_TOKEN_EMBEDDING, -1);    /* [V, D] */
+    struct tensor wpe = param_gradient(m, PARAM_POSITION_EMBEDDING, -1); /* [C, D] */
+    if (!m->config.tied)
+        TRY(b->fill_zero(p->ctx, wte.data, tensor_bytes(&wte), err));
+    if (wpe.data)
+        TRY(b->fill_zero(p->ctx, wpe.data, tensor_bytes(&wpe), err));
+done:
+    return st;
+}
+
 tril_status model_forward_backward(struct model *m, struct workspace *w, const struct batch *b,
                                    const struct train_call *call, double *loss_sum, int64_t *count,
                                    struct tril_error *err) {
@@ -163,6 +183,8 @@ tril_status model_forward_backward(struct model *m, struct workspace *w, const s
         return error_set(err, TRIL_ERR_ARGUMENT, "training does not use a key/value cache");
     TRY(pass_begin(&p, m, w, b, true, call, err));
     p.wanted = p.N;
+    if (p.overwrite)
+        TRY(gradients_zero(&p, err));
     TRY(layers_forward(&p, err));
     TRY(head_loss(&p, call->scale, err));
     for (int l = (int)m->config.layers - 1; l >= 0; l--)

@@ -47,13 +47,14 @@ static tril_status head_input(struct pass *p, struct tensor x, struct tensor *y,
 
 /* dlogits [n, V], y [n, D] -> dx rows [n, D] fp32 (zero before, or overwritten without a norm). */
 static tril_status head_backward(struct pass *p, struct tensor dlogits, struct tensor y,
-                                 struct tensor x, struct tensor dx, struct tril_error *err) {
+                                 struct tensor x, struct tensor dx, bool first,
+                                 struct tril_error *err) {
     tril_status st;
     const struct model *m = p->m;
     const int64_t n = x.shape[0];
     enum param_role role = m->config.tied ? PARAM_TOKEN_EMBEDDING : PARAM_HEAD;
     TRY(linear_backward_weight(p->ctx, dlogits, y, param_gradient(m, role, -1), tensor_none(),
-                               err));
+                               first && p->overwrite, err));
     if (!m->config.final_norm) {
         TRY(linear_backward_input(p->ctx, dlogits, head_weight(m), dx, err));
         goto done;
@@ -105,7 +106,7 @@ tril_status head_loss(struct pass *p, float scale, struct tril_error *err) {
         if (!p->keep)
             continue;
         TRY(cross_entropy_backward(p->ctx, logits, targets, maximum, sum, logits, scale, err));
-        TRY(head_backward(p, logits, y, x, tensor_rows(dx, at, n), err));
+        TRY(head_backward(p, logits, y, x, tensor_rows(dx, at, n), at == 0, err));
     }
     TRY(layer_release(m, (int)m->config.layers, err));
     if (p->keep)

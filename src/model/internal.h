@@ -26,6 +26,7 @@ struct pass {
     int64_t N, S;
     int64_t wanted;    /* rows whose logits are wanted; 0: none (only the cache is filled) */
     bool keep;         /* a backward pass follows */
+    bool overwrite;    /* which replaces the gradients */
     bool gather_early; /* the last layer goes on with the wanted rows alone after attention */
     struct random_key key;
     int32_t max_q, max_kv;

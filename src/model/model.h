@@ -162,11 +162,14 @@ tril_status model_forward(struct model *m, struct workspace *w, const struct bat
  * row_loss [N] optional. */
 tril_status model_loss(struct model *m, struct workspace *w, const struct batch *b,
                        double *loss_sum, int64_t *count, float *row_loss, struct tril_error *err);
-/* Forward and backward: gradients of scale * (sum of losses) accumulate into m->gradient. `step`
- * keys dropout (give each micro-batch its own); seed likewise. */
+/* Forward and backward: gradients of scale * (sum of losses) accumulate into m->gradient, or with
+ * `overwrite` replace what it holds: a step's first micro-batch needs no zeroed gradients, which
+ * saves a pass over them all. `step` keys dropout (give each micro-batch its own); seed likewise.
+ */
 struct train_call {
     float scale;
     uint64_t seed, step;
+    bool overwrite;
 };
 tril_status model_forward_backward(struct model *m, struct workspace *w, const struct batch *b,
                                    const struct train_call *call, double *loss_sum, int64_t *count,

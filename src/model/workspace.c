@@ -186,6 +186,7 @@ tril_status pass_begin(struct pass *p, struct model *m, struct workspace *w, con
         TRY(check_cache(p, err));
     TRY(check_tokens(p, with_targets, err));
     p->keep = call != NULL;
+    p->overwrite = call != NULL && call->overwrite;
 
     int64_t used = 0;
     memcpy(stage(p, &used, p->N, &p->ids), b->ids, (size_t)p->N * sizeof *b->ids);

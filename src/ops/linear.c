@@ -250,15 +250,25 @@ static const struct op_arg weight_args[W_ARGS] = {
 };
 
 tril_status linear_backward_weight(struct op_context *ctx, struct tensor dy, struct tensor x,
-                                   struct tensor dw, struct tensor db, struct tril_error *err) {
+                                   struct tensor dw, struct tensor db, bool overwrite,
+                                   struct tril_error *err) {
     struct tensor args[W_ARGS] = {dy, x, dw, db};
-    return op_call(ctx, OP_LINEAR_BACKWARD_WEIGHT, args, NULL, err);
+    struct linear_gradient_params p = {overwrite};
+    return op_call(ctx, OP_LINEAR_BACKWARD_WEIGHT, args, &p, err);
+}
+
+static bool overwrites(const void *params) {
+    return ((const struct linear_gradient_params *)params)->overwrite;
+}
+
+static enum op_role weight_role(int i, const struct tensor *a, const void *params) {
+    (void)a;
+    return i == W_DW && overwrites(params) ? ARG_OUT : weight_args[i].role;
 }
 
 static tril_status weight_reference(struct op_context *ctx, const struct tensor *a,
                                     const void *params, struct tril_error *err) {
     (void)ctx;
-    (void)params;
     (void)err;
     int64_t N = a[W_DY].shape[0], I = a[W_X].shape[1], O = a[W_DY].shape[1];
     for (int64_t o = 0; o < O; o++) {
@@ -271,7 +281,10 @@ static tril_status weight_reference(struct op_context *ctx, const struct tensor 
             double sum = 0;
             for (int64_t n = 0; n < N; n++)
                 sum += ref_at2(&a[W_DY], n, o) * ref_at2(&a[W_X], n, i);
-            ref_add(&a[W_DW], o * I + i, sum);
+            if (overwrites(params))
+                ref_put(&a[W_DW], o * I + i, sum);
+            else
+                ref_add(&a[W_DW], o * I + i, sum);
         }
     }
     return TRIL_OK;
@@ -279,7 +292,7 @@ static tril_status weight_reference(struct op_context *ctx, const struct tensor 
 
 static bool weight_case(int index, struct op_case *c) {
     linear_case(&index, c, -1);
-    switch (case_pick(&index, 3)) {
+    switch (case_pick(&index, 4)) {
     case 1:
         c->absent = 1u << W_DBIAS;
         c->label = "no bias";
@@ -287,6 +300,10 @@ static bool weight_case(int index, struct op_case *c) {
     case 2:
         c->strided = 1u << W_DY | 1u << W_X;
         c->label = "strided";
+        break;
+    case 3:
+        ((struct linear_gradient_params *)(void *)c->params)->overwrite = true;
+        c->label = "overwriting";
         break;
     default:
         break;
@@ -311,6 +328,7 @@ const struct op_info op_info_linear_backward_weight = {
     .args = weight_args,
     .arg_count = W_ARGS,
     .reference = weight_reference,
+    .role = weight_role,
     .test_case = weight_case,
     .flops = weight_flops,
     .reduction = weight_reduction,

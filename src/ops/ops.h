@@ -224,9 +224,15 @@ tril_status linear_forward(struct op_context *ctx, struct tensor x, const struct
 /* dx [N, I] = dy [N, O] w [O, I]; dx overwritten, act or fp32; dy act. */
 tril_status linear_backward_input(struct op_context *ctx, struct tensor dy, const struct weight *w,
                                   struct tensor dx, struct tril_error *err);
-/* dw [O, I] += dy^T x, db [O] += column sums of dy; fp32; db optional; dy, x act, rows strided. */
+/* dw [O, I] += dy^T x, or with `overwrite` = dy^T x (a step's first: what dw holds, uninitialised
+ * memory even, does not matter); db [O] += column sums of dy; fp32; db optional; dy, x act, rows
+ * strided. */
+struct linear_gradient_params {
+    bool overwrite;
+};
 tril_status linear_backward_weight(struct op_context *ctx, struct tensor dy, struct tensor x,
-                                   struct tensor dw, struct tensor db, struct tril_error *err);
+                                   struct tensor dw, struct tensor db, bool overwrite,
+                                   struct tril_error *err);
 
 /* Rotary embedding in place (Su et al. 2021): for each head the pair (x1, x2) at angle
  * positions[n] * frequency i becomes (x1 cos - x2 sin, x2 cos + x1 sin).

@@ -61,6 +61,16 @@ static void check_variant(struct model_config c, const char *name) {
         largest = fmax(largest, fabs(gradient[k]));
     }
     assert_true(largest > 1e-3);
+    for (int64_t k = 0; k < m->table.elements; k++) /* replacing, whatever was there */
+        g[k] = NAN;
+    struct train_call fresh = call;
+    fresh.overwrite = true;
+    assert_true(loss_of(m, w, &fresh) == loss);
+    for (int i = 0; i < m->table.count; i++) {
+        const struct param_row *r = &m->table.rows[i];
+        assert_memory_equal(g + r->offset, gradient + r->offset,
+                            (size_t)(r->shape[0] * r->shape[1]) * sizeof *g);
+    }
     for (int i = 0; i < m->table.count; i++) {
         const struct param_row *r = &m->table.rows[i];
         int64_t n = r->shape[0] * r->shape[1];
