@@ -272,14 +272,14 @@ tril_status linear_backward_weight_with(const struct gemm_kernels *kernels, stru
                                         const struct tensor *args, const void *params,
                                         struct tril_error *err) {
     enum { DY, X, DW, DBIAS };
-    (void)params;
+    const struct linear_params *p = params;
     const struct tensor *dw = &args[DW];
     struct gemm g = {.a = operand(&args[DY], true),
                      .b = operand(&args[X], true),
                      .out = {.y = dw->data,
                              .type = DT_F32,
                              .ld = dw->stride[0],
-                             .residual = dw->data,
+                             .residual = p->overwrite ? NULL : dw->data,
                              .residual_ld = dw->stride[0]},
                      .row_sums = args[DBIAS].data};
     return run(kernels, ctx, BACKWARD_WEIGHT, &g, err);

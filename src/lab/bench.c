@@ -81,7 +81,8 @@ tril_status bench_train(const struct bench_call *c, struct tril_bench_result *r,
     TRY(random_batch(&b, c->batch, c->seq, c->config->vocab, err));
     tokens = (double)b.tokens;
     for (int64_t step = -1; step < c->steps; step++) { /* step -1 warms up */
-        struct train_call call = {.scale = 1.0f / (float)b.tokens, .step = (uint64_t)(step + 1)};
+        struct train_call call = {
+            .scale = 1.0f / (float)b.tokens, .step = (uint64_t)(step + 1), .overwrite = true};
         double begun = clock_seconds();
         TRY(model_forward_backward(m, w, &b, &call, &loss, &count, err));
         TRY(optimiser_step(&optimiser, step + 2, 1e-4, &norm, &applied, err));

@@ -253,12 +253,12 @@ tril_status linear_backward_weight(struct op_context *ctx, struct tensor dy, str
                                    struct tensor dw, struct tensor db, bool overwrite,
                                    struct tril_error *err) {
     struct tensor args[W_ARGS] = {dy, x, dw, db};
-    struct linear_gradient_params p = {overwrite};
+    struct linear_params p = {.overwrite = overwrite};
     return op_call(ctx, OP_LINEAR_BACKWARD_WEIGHT, args, &p, err);
 }
 
 static bool overwrites(const void *params) {
-    return ((const struct linear_gradient_params *)params)->overwrite;
+    return ((const struct linear_params *)params)->overwrite;
 }
 
 static enum op_role weight_role(int i, const struct tensor *a, const void *params) {
@@ -302,7 +302,7 @@ static bool weight_case(int index, struct op_case *c) {
         c->label = "strided";
         break;
     case 3:
-        ((struct linear_gradient_params *)(void *)c->params)->overwrite = true;
+        ((struct linear_params *)(void *)c->params)->overwrite = true;
         c->label = "overwriting";
         break;
     default:

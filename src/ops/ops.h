@@ -215,6 +215,7 @@ enum activation { ACT_NONE, ACT_RELU, ACT_GELU_ERF, ACT_GELU_TANH, ACT_SILU };
  * CPU's inference kernels; DESIGN contract 12). w needs weight_prepare(WEIGHT_FORWARD) before. */
 struct linear_params {
     enum activation activation;
+    bool overwrite;              /* linear_backward_weight only */
     const struct weight *weight; /* the same matrix as args' w, with its packings; may be NULL */
 };
 /* (linear_backward_input takes linear_params too, of which it uses only weight.) */
@@ -227,9 +228,6 @@ tril_status linear_backward_input(struct op_context *ctx, struct tensor dy, cons
 /* dw [O, I] += dy^T x, or with `overwrite` = dy^T x (a step's first: what dw holds, uninitialised
  * memory even, does not matter); db [O] += column sums of dy; fp32; db optional; dy, x act, rows
  * strided. */
-struct linear_gradient_params {
-    bool overwrite;
-};
 tril_status linear_backward_weight(struct op_context *ctx, struct tensor dy, struct tensor x,
                                    struct tensor dw, struct tensor db, bool overwrite,
                                    struct tril_error *err);

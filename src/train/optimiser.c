@@ -70,7 +70,6 @@ tril_status optimiser_step(struct optimiser *o, int64_t t, double lr, double *gr
                     o->clip, 1.0f, err));
     TRY(update_range(o, 0, decayed, true, err));
     TRY(update_range(o, decayed, n - decayed, false, err));
-    TRY(b->fill_zero(ctx, m->gradient, n * (int64_t)sizeof(float), err));
     TRY(model_refresh(m, err));
     TRY(b->download(ctx, hyper, o->hyper, sizeof hyper, err));
     *grad_norm = hyper[HYPER_GRAD_NORM];

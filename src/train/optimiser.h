@@ -20,9 +20,9 @@ tril_status optimiser_create(struct optimiser *o, struct model *m,
                              const struct adamw_params *params, float clip, struct tril_error *err);
 void optimiser_free(struct optimiser *o);
 
-/* One update from the model's gradients, then gradients are zeroed and packings refreshed. t = 1,
- * 2,
- * ... counts updates. *grad_norm is the norm before clipping. If it is not finite nothing is
+/* One update from the model's gradients, then packings are refreshed. The gradients stay: the next
+ * step's first call overwrites them. t = 1, 2, ... counts updates. *grad_norm is the norm before
+ * clipping. If it is not finite nothing is
  * updated and *applied is false. */
 tril_status optimiser_step(struct optimiser *o, int64_t t, double lr, double *grad_norm,
                            bool *applied, struct tril_error *err);

@@ -276,7 +276,8 @@ static tril_status accumulate_gradients(struct trainer *t, double *mean_loss,
                           .offsets = at + 3 * n};
         struct train_call call = {.scale = targets ? 1.0f / (float)targets : 0.0f,
                                   .seed = o->seed,
-                                  .step = (uint64_t)(t->state.step * o->grad_accum + a)};
+                                  .step = (uint64_t)(t->state.step * o->grad_accum + a),
+                                  .overwrite = a == 0};
         TRY(model_forward_backward(t->model, t->workspace, &b, &call, &part, &count, err));
         loss += part;
     }

@@ -129,7 +129,8 @@ static void ten_steps(const char *name, const struct backend *backend, enum dtyp
         bool applied;
         assert_true(fabs(lr - rates[step]) <= 1e-15);
         total += lr;
-        struct train_call call = {.scale = (float)(1 / n), .step = (uint64_t)step};
+        struct train_call call = {
+            .scale = (float)(1 / n), .step = (uint64_t)step, .overwrite = true};
         OK(model_forward_backward(m, w, &b, &call, &loss, &count, &err));
         OK(optimiser_step(&o, step + 1, lr, &norm, &applied, &err));
         assert_true(applied);
