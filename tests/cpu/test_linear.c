@@ -153,7 +153,7 @@ static void check_products(enum dtype t, int64_t N, int64_t I, int64_t O) {
        &err);
     ok(linear_backward_input(&context, DY, &w, tensor_2d(dx, t, N, I), &err), &err);
     ok(linear_backward_weight(&context, DY, X, tensor_2d(dw, DT_F32, O, I),
-                              tensor_1d(db, DT_F32, O), &err),
+                              tensor_1d(db, DT_F32, O), false, &err),
        &err);
     for (int64_t s = 0; s < 400; s++) {
         /* the corners, then anywhere */
