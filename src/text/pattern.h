@@ -51,6 +51,11 @@ void pattern_free(struct pattern *p);
 /* "gpt2", "cl100k", ... or the expression. */
 const char *pattern_name(const struct pattern *p);
 
+/* An expression compiled by PCRE2 (pattern_regex.c); pattern_compile is the way to it. */
+tril_status pattern_regex_compile(void **out, const char *regex, enum pattern_dialect dialect,
+                                  struct tril_error *err);
+void pattern_regex_free(void *regex);
+
 /* Working memory of one thread for regular expressions. */
 struct pattern_scratch {
     void *match, *context, *stack;
