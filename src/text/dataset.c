@@ -144,9 +144,9 @@ static void stream_close(struct stream *s) {
     memset(s, 0, sizeof *s);
 }
 
-/* How many of the files from `first` on share a shard. */
-static tril_status group_size(const struct text_files *files, size_t first, size_t *count,
-                              struct tril_error *err) {
+/* How many of the files from `first` on share a shard of up to `most` bytes of text. */
+static tril_status group_size(const struct text_files *files, size_t first, size_t most,
+                              size_t *count, struct tril_error *err) {
     size_t bytes = 0;
     *count = 0;
     while (first + *count < files->count) {
@@ -156,7 +156,7 @@ static tril_status group_size(const struct text_files *files, size_t first, size
             return st;
         size_t size = map.size;
         file_map_close(&map);
-        if (*count && bytes + size > GROUP_BYTES)
+        if (*count && bytes + size > most)
             break;
         bytes += size;
         ++*count;
@@ -190,7 +190,7 @@ static tril_status stream_open(struct stream *s, const char *const *paths, size_
     if (!o->quiet)
         progress_start(&progress, "tokenising", total_bytes(&files));
     for (size_t first = 0, n; first < files.count; first += n) {
-        TRY(group_size(&files, first, &n, err));
+        TRY(group_size(&files, first, o->group_bytes ? o->group_bytes : GROUP_BYTES, &n, err));
         struct shard_source source = {.paths = (const char *const *)files.paths + first,
                                       .count = n,
                                       .tokenizer = o->tokenizer,

@@ -28,7 +28,9 @@ struct dataset_options {
                             * token put in its place, special strings are ordinary text) */
     const char *cache_dir; /* NULL: $TRIL_CACHE, else $XDG_CACHE_HOME/tril, else
                             * ~/.cache/tril, else .tril-cache */
-    bool quiet;            /* no progress, no notes on stderr */
+    size_t group_bytes; /* small files that follow each other share a shard of up to so many bytes
+                         * of text; 0: 64 MB */
+    bool quiet;         /* no progress, no notes on stderr */
 };
 
 enum dataset_split { DATASET_TRAIN, DATASET_VALID, DATASET_SPLITS };
