@@ -281,6 +281,34 @@ tril_status attention_backward(struct op_context *ctx, struct tensor q, struct t
                                struct tensor dq, struct tensor dk, struct tensor dv,
                                const struct attention_params *p, struct tril_error *err);
 
+/* Linear attention (Katharopoulos et al. 2020) over S sequences of flattened tokens: with phi(x) =
+ * elu(x) + 1 in place of the softmax's exponential, every row needs only two sums over the keys it
+ * sees,
+ *   S_i = S_{i-1} + phi(k_i) v_i^T    z_i = z_{i-1} + phi(k_i)    o_i = phi(q_i) S_i / phi(q_i).z_i
+ * so time is O(N d^2), and decoding carries a state of fixed size. q [N, H, d], k, v [N, K, d] act
+ * strided, H % K == 0, d 1 to 256; q_offsets i32 [S+1] as in attention (rows of k and v are those
+ * of q). Not causal: every row sees all keys of its sequence. state fp32 [S, K, d, d+1] (optional,
+ * else zeros): S before the first row, z in the last column; next (optional): the same after the
+ * last row; it may be state's memory. o [N, H, d] act strided; where phi(q).z is 0 (all of q or of
+ * k below -87) o is 0. Many rows are computed in chunks, few by the recurrence: equal up to
+ * rounding. A row's bits do not depend on the other sequences or on the threads. */
+struct linear_attention_params {
+    bool causal;
+};
+tril_status linear_attention_forward(struct op_context *ctx, struct tensor q, struct tensor k,
+                                     struct tensor v, struct tensor q_offsets, struct tensor state,
+                                     struct tensor o, struct tensor next,
+                                     struct linear_attention_params p, struct tril_error *err);
+/* dq, dk, dv (act, strided; they may lie in one fused buffer) and dstate (optional) overwritten;
+ * dnext, the gradient of next, optional (else zeros). State sums and denominators are recomputed.
+ * Memory: N d (4 + 2 d / 96) fp32 at most, while it runs. */
+tril_status linear_attention_backward(struct op_context *ctx, struct tensor q, struct tensor k,
+                                      struct tensor v, struct tensor q_offsets, struct tensor state,
+                                      struct tensor o, struct tensor dout, struct tensor dnext,
+                                      struct tensor dq, struct tensor dk, struct tensor dv,
+                                      struct tensor dstate, struct linear_attention_params p,
+                                      struct tril_error *err);
+
 /* y = act(x), dx = dy * act'(x): [N, F] act; y may alias x, dx may alias dy. */
 struct activation_params {
     enum activation activation;

@@ -63,8 +63,8 @@ static void check_argument(struct op_run *r, int i) {
         refuse(r, i, "no data");
     }
     *t = good;
-    t->rank = TENSOR_MAX_RANK;
-    refuse(r, i, "rank 4");
+    t->rank = good.rank == TENSOR_MAX_RANK ? 1 : TENSOR_MAX_RANK;
+    refuse(r, i, "the wrong rank");
     *t = good;
     t->dtype = DT_U8;
     refuse(r, i, "dtype u8");
