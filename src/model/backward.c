@@ -88,10 +88,18 @@ static tril_status heads_backward(struct pass *p, int l, struct tensor heads, st
     struct attention_params a = attention_params_make(p, l);
     enum dtype wide = model_wide(m);
     struct tensor slopes = m->slopes ? tensor_1d(m->slopes, wide, c->heads) : tensor_none();
-    TRY(attention_backward(p->ctx, v.q, v.k, v.v, p->offsets, p->kv_start, p->kv_length, slopes,
-                           p->step, tensor_heads(heads, c->heads),
+    struct attention_inputs in = {.q = v.q,
+                                  .k = v.k,
+                                  .v = v.v,
+                                  .q_offsets = p->offsets,
+                                  .kv_start = p->kv_start,
+                                  .kv_length = p->kv_length,
+                                  .slopes = slopes,
+                                  .step = p->step};
+    struct attention_gradients out = {.dq = g.q, .dk = g.k, .dv = g.v};
+    TRY(attention_backward(p->ctx, &in, tensor_heads(heads, c->heads),
                            activation_view(p->w, A_LSE, l, p->N), tensor_heads(dheads, c->heads),
-                           g.q, g.k, g.v, &a, err));
+                           &out, &a, err));
     if (m->rope_cos) {
         struct tensor cosines = tensor_2d(m->rope_cos, wide, c->context, c->rope_dim / 2);
         struct tensor sines = tensor_2d(m->rope_sin, wide, c->context, c->rope_dim / 2);

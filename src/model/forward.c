@@ -178,9 +178,15 @@ static tril_status heads_forward(struct pass *p, int l, struct tensor x, struct 
         TRY(cache_forward(p, l, &v, err));
     if (p->wanted == 0 && l == c->layers - 1)
         goto done; /* only the cache was to be filled */
-    TRY(attention_forward(p->ctx, v.q, v.k, v.v, p->offsets, p->kv_start, p->kv_length,
-                          tensor_none(), slopes, p->step,
-                          heads_view(heads, 0, c->heads, c->head_dim),
+    struct attention_inputs in = {.q = v.q,
+                                  .k = v.k,
+                                  .v = v.v,
+                                  .q_offsets = p->offsets,
+                                  .kv_start = p->kv_start,
+                                  .kv_length = p->kv_length,
+                                  .slopes = slopes,
+                                  .step = p->step};
+    TRY(attention_forward(p->ctx, &in, heads_view(heads, 0, c->heads, c->head_dim),
                           activation_view(p->w, A_LSE, l, p->N), &a, err));
     hook(p, l, "attention / heads", heads);
 done:

@@ -4,11 +4,54 @@
 #define OPS_ATTENTION_H
 
 #include "ops/ops.h"
+#include "ops/visible.h"
+
+/* Arguments of OP_ATTENTION_FORWARD and OP_ATTENTION_BACKWARD. */
+enum {
+    F_Q,
+    F_K,
+    F_V,
+    F_OFFSETS,
+    F_START,
+    F_LENGTH,
+    F_PAGES,
+    F_SLOPES,
+    F_BIAS,
+    F_SINK,
+    F_K_SCALE,
+    F_V_SCALE,
+    F_STEP,
+    F_O,
+    F_LSE,
+    F_ARGS
+};
+enum {
+    B_Q,
+    B_K,
+    B_V,
+    B_OFFSETS,
+    B_START,
+    B_LENGTH,
+    B_SLOPES,
+    B_BIAS,
+    B_SINK,
+    B_STEP,
+    B_O,
+    B_LSE,
+    B_DO,
+    B_DQ,
+    B_DK,
+    B_DV,
+    B_DBIAS,
+    B_DSINK,
+    B_ARGS
+};
 
 /* A forward or backward call. Optional tensors have data NULL. */
 struct attention_call {
-    struct tensor q, k, v, o, lse, slopes;
-    struct tensor dout, dq, dk, dv; /* backward only */
+    struct tensor q, k, v, o, lse, slopes, bias, sink;
+    struct tensor k_scale, v_scale;               /* forward only */
+    struct tensor dout, dq, dk, dv, dbias, dsink; /* backward only */
     const int32_t *q_offsets, *kv_start, *kv_length, *pages;
     int64_t sequences, page_columns; /* S, P */
     int64_t rows, keys;              /* N, M */
@@ -16,11 +59,13 @@ struct attention_call {
     int64_t longest_q, longest_kv;   /* over the sequences */
     const struct attention_params *params;
     struct random_key key; /* params->key with *step put in */
+    bool plain;            /* every head's rule is causal or full: attention_visible says all */
 };
 
 /* Unpacks `args` (host memory) in the order of the operation's description and checks what the
- * shapes alone do not tell: offsets ascending, key ranges inside k, pages inside k, parameters in
- * range; backward: key ranges disjoint and ascending. ERR_ARGUMENT otherwise. */
+ * shapes alone do not tell: offsets ascending, key ranges inside k, pages inside k (but for those
+ * that nobody sees), parameters and rules in range; backward: key ranges disjoint and ascending.
+ * ERR_ARGUMENT otherwise. Reads integer arguments only. */
 tril_status attention_unpack_forward(struct attention_call *c, const struct tensor *args,
                                      const struct attention_params *p, struct tril_error *err);
 tril_status attention_unpack_backward(struct attention_call *c, const struct tensor *args,
@@ -34,14 +79,36 @@ static inline int64_t attention_key_row(const struct attention_call *c, int64_t 
     return c->pages[s * c->page_columns + j / size] * size + j % size;
 }
 
-/* Keys [0, result) that query i of sequence s (i counted within the sequence) sees. */
-static inline int64_t attention_visible(const struct attention_call *c, int64_t s, int64_t i) {
+/* Rows of sequence s, and the position of its row 0. */
+static inline int64_t attention_own(const struct attention_call *c, int64_t s) {
+    return c->q_offsets[s + 1] - c->q_offsets[s];
+}
+static inline int64_t attention_position(const struct attention_call *c, int64_t s) {
+    return c->kv_length[s] - attention_own(c, s);
+}
+
+/* The visibility rule of head h. */
+static inline const struct visible_rule *attention_rule(const struct attention_call *c, int64_t h) {
+    const struct attention_params *p = c->params;
+    if (!p->rules)
+        return p->causal ? &visible_causal : &visible_full;
+    return &p->rules[p->head_rule ? p->head_rule[h] : 0];
+}
+
+/* Keys [0, result) that query i of sequence s (i counted within the sequence) may see: all of them
+ * where the call is plain. */
+static inline int64_t attention_visible(const struct attention_call *c, int64_t s, int64_t i,
+                                        int64_t h) {
     int64_t length = c->kv_length[s];
-    if (!c->params->causal)
+    if (!attention_rule(c, h)->causal)
         return length;
-    int64_t seen = length - (c->q_offsets[s + 1] - c->q_offsets[s]) + i + 1;
+    int64_t seen = attention_position(c, s) + i + 1;
     return seen < 0 ? 0 : seen;
 }
+
+/* visible_any over the rules of heads [h0, h1), rows [i0, i1) of sequence s. */
+bool attention_any(const struct attention_call *c, int64_t s, int64_t h0, int64_t h1, int64_t i0,
+                   int64_t i1, int64_t j0, int64_t j1);
 
 /* Element of the dropout stream for head h, row n of q, key j of the row's sequence. */
 static inline uint64_t attention_dropout_element(const struct attention_call *c, int64_t h,

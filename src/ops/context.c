@@ -18,13 +18,29 @@ tril_status op_context_init(struct op_context *ctx, const struct backend *backen
 void op_context_free(struct op_context *ctx) {
     if (!ctx)
         return;
-    mem_free(ctx->scratch);
+    if (!ctx->lent)
+        mem_free(ctx->scratch);
     ctx->scratch = NULL;
     ctx->scratch_bytes = 0;
+    ctx->lent = false;
+}
+
+void op_context_lend(struct op_context *ctx, void *memory, int64_t bytes) {
+    op_context_free(ctx);
+    int64_t skip = (int64_t)(-(uintptr_t)memory % MEMORY_ALIGN);
+    ctx->lent = true;
+    ctx->scratch = (char *)memory + skip;
+    ctx->scratch_bytes = memory && bytes > skip ? bytes - skip : 0;
 }
 
 void *op_scratch(struct op_context *ctx, int64_t bytes) {
-    if (bytes < 0)
+    if (ctx->measuring) {
+        ctx->measured = bytes > ctx->measured ? bytes : ctx->measured;
+        return NULL;
+    }
+    if (ctx->lent && bytes <= ctx->scratch_bytes)
+        return ctx->scratch ? ctx->scratch : ctx; /* 0 bytes of no memory */
+    if (bytes < 0 || ctx->lent)
         return NULL;
     if (ctx->scratch && bytes <= ctx->scratch_bytes)
         return ctx->scratch;
@@ -35,4 +51,34 @@ void *op_scratch(struct op_context *ctx, int64_t bytes) {
         return NULL;
     ctx->scratch_bytes = bytes;
     return ctx->scratch;
+}
+
+tril_status op_scratch_error(const struct op_context *ctx, const char *name, int64_t bytes,
+                             struct tril_error *err) {
+    if (ctx->lent)
+        return error_set(err, TRIL_ERR_MEMORY,
+                         "%s needs %lld bytes of scratch but was lent %lld; ask how much it needs "
+                         "and lend that",
+                         name, (long long)bytes, (long long)ctx->scratch_bytes);
+    return error_set(err, TRIL_ERR_MEMORY, "%s: %lld bytes of scratch are not available", name,
+                     (long long)bytes);
+}
+
+tril_status op_scratch_needed(struct op_context *ctx, enum op_id id, const struct tensor *args,
+                              const void *params, int64_t *bytes, struct tril_error *err) {
+    *bytes = 0;
+    if ((unsigned)id >= OP_COUNT || !op_info_get(id)->scratch_first)
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "operation number %d cannot say beforehand how much scratch it needs",
+                         (int)id);
+    struct op_context asking = *ctx;
+    asking.measuring = true;
+    asking.measured = -1;
+    struct tril_error ignored;
+    struct tril_error *e = err ? err : &ignored;
+    tril_status st = op_call(&asking, id, args, params, e);
+    if (asking.measured < 0)
+        return st;
+    *bytes = asking.measured > 0 ? asking.measured + MEMORY_ALIGN - 1 : 0;
+    return TRIL_OK;
 }

@@ -30,7 +30,7 @@ enum op_id {
     OP_COUNT
 };
 
-#define OP_MAX_ARGS 16
+#define OP_MAX_ARGS 20
 
 struct backend;
 
@@ -40,15 +40,24 @@ struct op_context {
     void *stream;  /* the backend's own; NULL on the CPU */
     void *scratch; /* grows to the largest request, then stays: op_scratch */
     int64_t scratch_bytes;
-    bool reference; /* run every operation through its reference (slow; for checking) */
+    bool lent;        /* scratch is the caller's: op_context_lend */
+    bool measuring;   /* op_scratch only notes what it is asked for: op_scratch_needed */
+    int64_t measured; /* the largest request, then */
+    bool reference;   /* run every operation through its reference (slow; for checking) */
 };
 
 tril_status op_context_init(struct op_context *ctx, const struct backend *backend,
                             struct tril_error *err);
 void op_context_free(struct op_context *ctx);
 /* Scratch of at least `bytes` (64-byte aligned, host memory of the CPU backend), valid until the
- * next call; NULL when out of memory. */
+ * next call; NULL when out of memory, when lent scratch is too small, or when measuring. */
 void *op_scratch(struct op_context *ctx, int64_t bytes);
+/* What a kernel returns when op_scratch gave NULL: ERR_MEMORY with a sentence that says which. */
+tril_status op_scratch_error(const struct op_context *ctx, const char *name, int64_t bytes,
+                             struct tril_error *err);
+/* Makes the caller's memory (any alignment) the scratch of all calls through `ctx`, which allocates
+ * none from then on: what does not fit fails with ERR_MEMORY. */
+void op_context_lend(struct op_context *ctx, void *memory, int64_t bytes);
 
 typedef tril_status op_fn(struct op_context *ctx, const struct tensor *args, const void *params,
                           struct tril_error *err);
@@ -109,6 +118,9 @@ struct op_info {
     /* Intermediate factors of a product may be rounded to the activations' dtype (the probabilities
      * in flash attention): the tolerance then uses that dtype's epsilon. */
     bool rounds_intermediates;
+    /* Kernels ask op_scratch, once and before they touch any data, for all that they need (0 bytes
+     * too) and return at once when they get none: op_scratch_needed works. */
+    bool scratch_first;
 };
 
 const struct op_info *op_info_get(enum op_id id);
@@ -121,6 +133,12 @@ double op_bytes(enum op_id id, const struct tensor *args, const void *params);
  * DT_F64, all of a call at once: then they are exact enough for finite differences. */
 tril_status op_call(struct op_context *ctx, enum op_id id, const struct tensor *args,
                     const void *params, struct tril_error *err);
+
+/* Bytes that the caller must lend (op_context_lend) for op_call with the same arguments, threads
+ * and backend to run without allocating. Reads the integer arguments (offsets, lengths, pages), no
+ * others, and writes nothing. Only for operations with scratch_first; ERR_ARGUMENT otherwise. */
+tril_status op_scratch_needed(struct op_context *ctx, enum op_id id, const struct tensor *args,
+                              const void *params, int64_t *bytes, struct tril_error *err);
 
 /* ------------------------------------------------------------------ backends */
 
@@ -248,38 +266,72 @@ tril_status rope_backward(struct op_context *ctx, struct tensor dx, struct tenso
                           struct tril_error *err);
 
 /* Scaled dot-product attention over S sequences of flattened tokens:
- *   o_i = sum_j softmax_j(score_ij) v_j,  score = softcap(scale q_i.k_j) + alibi,  j visible to i
- * q [N, H, d] act strided; k, v [M, K, d] strided (act; a cache may be bf16 under fp32 q), H % K ==
- * 0. q_offsets i32 [S+1]: sequence s owns query rows q_offsets[s] .. q_offsets[s+1]. kv_start,
- * kv_length i32 [S]: its keys are rows kv_start[s] + j, j < kv_length[s] of k and v; with pages i32
- * [S, P] (optional) key j is row pages[s][j / page_size] * page_size + j % page_size. Causal: query
- * i (of n) sees keys j <= kv_length - n + i (aligned at the end). slopes fp32 [H] optional: ALiBi
- * adds -slope |position difference|. o [N, H, d] act strided; lse fp32 [H, N] optional: natural
- * log-sum-exp of a row's scores, -inf and o = 0 for a row that sees nothing. Dropout on the
- * probabilities (Srivastava et al.): element
- * ((h * N + n) * 2^32 + j) of the stream `key`, kept values divided by 1 - p; *step (i64 [1],
- * optional) replaces key.step. Memory O(N d). Flash forward: Dao 2023; see docs/attention.md. */
+ *   o_i = sum_j softmax_j(score_ij) v_j
+ *   score_ij = softcap(scale q_i.k_j) - slope |p_i - j| + bias_ij,  j visible to i
+ * where i and j count within the sequence and p_i = i + kv_length - n is the query's position
+ * (aligned at the last row and column; n rows). */
+struct attention_inputs { /* optional ones: data NULL */
+    struct tensor q;      /* [N, H, d] act strided */
+    /* [M, K, d] strided, H % K == 0: act (a cache may be bf16 under fp32 q), or i8 with scales
+     * (forward only) */
+    struct tensor k, v;
+    struct tensor q_offsets; /* i32 [S+1]: sequence s owns query rows q_offsets[s] .. [s+1] */
+    /* i32 [S]: keys of sequence s are rows kv_start[s] + j of k and v, j < kv_length[s] */
+    struct tensor kv_start, kv_length;
+    /* i32 [S, P] optional, forward only: key j is row pages[s][j / page_size] * page_size +
+     * j % page_size instead; a page whose keys no query sees may be negative (evicted) */
+    struct tensor pages;
+    struct tensor slopes; /* fp32 [H] optional: ALiBi (Press et al. 2022) */
+    /* fp32 or bf16 [1 or H, A, U] strided, optional: bias[h][i][j]; A >= longest n, U >= longest
+     * kv_length; -inf hides a key */
+    struct tensor bias;
+    struct tensor sink;             /* fp32 [H] optional: exp(sink) joins each row's denominator */
+    struct tensor k_scale, v_scale; /* fp32 [M, K] with i8 k and v: value = scale[row][head] * i8 */
+    struct tensor step;             /* i64 [1] optional: replaces params->key.step */
+};
+struct visible_rule;
+/* How the CPU computes; the reference ignores it, the results agree. */
+enum attention_implementation {
+    ATTENTION_FLASH,       /* tiled, online softmax (Dao 2023): O(N d) memory; docs/attention.md */
+    ATTENTION_FUSED,       /* row by row: one row of scores at a time */
+    ATTENTION_MATERIALISED /* the textbook: all scores of a head in memory */
+};
 struct attention_params {
     float scale;
-    float softcap; /* 0: none; else cap * tanh(score / cap) */
-    bool causal;
+    float softcap;         /* 0: none; else cap * tanh(score / cap) */
+    bool causal;           /* without rules: j <= p_i */
     int32_t page_size;     /* with pages */
     int32_t max_q, max_kv; /* host-known bounds of the lengths (0: unknown), for planning */
-    float dropout;
-    struct random_key key;
+    float dropout; /* of the probabilities (Srivastava et al.): element ((h * N + n) * 2^32 + */
+    struct random_key key; /* j) of the stream `key`; kept values divided by 1 - dropout */
+    const struct visible_rule *rules; /* visible.h; host memory; NULL: `causal` says all */
+    int32_t rule_count;
+    const uint8_t *head_rule; /* [H] indices of rules; NULL: rule 0 for all heads */
+    enum attention_implementation implementation;
 };
-tril_status attention_forward(struct op_context *ctx, struct tensor q, struct tensor k,
-                              struct tensor v, struct tensor q_offsets, struct tensor kv_start,
-                              struct tensor kv_length, struct tensor pages, struct tensor slopes,
-                              struct tensor step, struct tensor o, struct tensor lse,
-                              const struct attention_params *p, struct tril_error *err);
-/* dq, dk, dv overwritten (act, strided; they may lie in one fused buffer). Not for pages. */
-tril_status attention_backward(struct op_context *ctx, struct tensor q, struct tensor k,
-                               struct tensor v, struct tensor q_offsets, struct tensor kv_start,
-                               struct tensor kv_length, struct tensor slopes, struct tensor step,
+/* o [N, H, d] act strided; lse fp32 [H, N] optional: natural log of the denominator, the sink
+ * included; a row that sees nothing: o = 0, lse = -inf, or the sink. */
+tril_status attention_forward(struct op_context *ctx, const struct attention_inputs *in,
+                              struct tensor o, struct tensor lse, const struct attention_params *p,
+                              struct tril_error *err);
+struct attention_gradients {  /* all overwritten */
+    struct tensor dq, dk, dv; /* act strided; they may lie in one fused buffer */
+    struct tensor dbias; /* fp32, bias's shape, strided, optional: summed over sequences, and over
+                            heads where bias has one */
+    struct tensor dsink; /* fp32 [H] optional */
+};
+/* From the forward's o and lse and the gradient of o. Not for pages and i8. */
+tril_status attention_backward(struct op_context *ctx, const struct attention_inputs *in,
                                struct tensor o, struct tensor lse, struct tensor dout,
-                               struct tensor dq, struct tensor dk, struct tensor dv,
+                               const struct attention_gradients *g,
                                const struct attention_params *p, struct tril_error *err);
+
+/* op_scratch_needed for these calls; g NULL: for the forward (then lse may be absent, and dout is
+ * ignored). */
+tril_status attention_scratch(struct op_context *ctx, const struct attention_inputs *in,
+                              struct tensor o, struct tensor lse, struct tensor dout,
+                              const struct attention_gradients *g, const struct attention_params *p,
+                              int64_t *bytes, struct tril_error *err);
 
 /* Linear attention (Katharopoulos et al. 2020) over S sequences of flattened tokens: with phi(x) =
  * elu(x) + 1 in place of the softmax's exponential, every row needs only two sums over the keys it

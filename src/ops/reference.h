@@ -19,6 +19,8 @@ static inline double ref_at(const struct tensor *t, int64_t offset) {
         return f16_to_f32(((const uint16_t *)t->data)[offset]);
     case DT_F64:
         return ((const double *)t->data)[offset];
+    case DT_I8: /* quantised: times a scale that stands elsewhere */
+        return ((const int8_t *)t->data)[offset];
     default:
         return 0;
     }

@@ -171,20 +171,48 @@ static inline struct op_context *problem_context(bool reference) {
     return ctx;
 }
 
+static inline struct attention_inputs problem_inputs(const struct problem *p) {
+    return (struct attention_inputs){.q = p->q,
+                                     .k = p->k,
+                                     .v = p->v,
+                                     .q_offsets = p->offsets,
+                                     .kv_start = p->start,
+                                     .kv_length = p->length,
+                                     .pages = p->pages,
+                                     .slopes = p->slopes,
+                                     .step = p->step};
+}
+static inline tril_status problem_run(struct problem *p, struct op_context *ctx, bool backward,
+                                      struct tril_error *err) {
+    struct attention_inputs in = problem_inputs(p);
+    struct attention_gradients g = {.dq = p->dq, .dk = p->dk, .dv = p->dv};
+    if (backward)
+        return attention_backward(ctx, &in, p->o, p->lse, p->dout, &g, &p->params, err);
+    return attention_forward(ctx, &in, p->o, p->lse, &p->params, err);
+}
+static inline tril_status problem_scratch(struct problem *p, struct op_context *ctx, bool backward,
+                                          int64_t *bytes, struct tril_error *err) {
+    struct attention_inputs in = problem_inputs(p);
+    struct attention_gradients g = {.dq = p->dq, .dk = p->dk, .dv = p->dv};
+    return attention_scratch(ctx, &in, p->o, p->lse, p->dout, backward ? &g : NULL, &p->params,
+                             bytes, err);
+}
+static inline tril_status problem_try_forward(struct problem *p, bool reference,
+                                              struct tril_error *err) {
+    return problem_run(p, problem_context(reference), false, err);
+}
+static inline tril_status problem_try_backward(struct problem *p, bool reference,
+                                               struct tril_error *err) {
+    return problem_run(p, problem_context(reference), true, err);
+}
 static inline void problem_forward(struct problem *p, bool reference) {
     struct tril_error err = {0};
-    tril_status st =
-        attention_forward(problem_context(reference), p->q, p->k, p->v, p->offsets, p->start,
-                          p->length, p->pages, p->slopes, p->step, p->o, p->lse, &p->params, &err);
-    if (st != TRIL_OK)
+    if (problem_try_forward(p, reference, &err) != TRIL_OK)
         fail_msg("%s", err.message);
 }
 static inline void problem_backward(struct problem *p, bool reference) {
     struct tril_error err = {0};
-    tril_status st = attention_backward(problem_context(reference), p->q, p->k, p->v, p->offsets,
-                                        p->start, p->length, p->slopes, p->step, p->o, p->lse,
-                                        p->dout, p->dq, p->dk, p->dv, &p->params, &err);
-    if (st != TRIL_OK)
+    if (problem_try_backward(p, reference, &err) != TRIL_OK)
         fail_msg("%s", err.message);
 }
 
@@ -240,7 +268,7 @@ static inline void plain(struct problem *p, bool backward) {
     for (int64_t s = 0; s < p->sequences; s++)
         for (int64_t n = c.q_offsets[s]; n < c.q_offsets[s + 1]; n++)
             for (int64_t h = 0; h < p->heads; h++) {
-                int64_t i = n - c.q_offsets[s], seen = attention_visible(&c, s, i);
+                int64_t i = n - c.q_offsets[s], seen = attention_visible(&c, s, i, h);
                 int64_t g = h / group, position = p->kv_length[s] - p->q_length[s] + i;
                 float most = -INFINITY, sum = 0, delta = 0;
                 for (int64_t j = 0; j < seen; j++) {

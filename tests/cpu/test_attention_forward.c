@@ -343,15 +343,9 @@ static void test_gaps(void **state) {
             }
     struct tril_error err = {0};
     offsets[2] = 16;
-    assert_int_equal(attention_forward(problem_context(false), p.q, p.k, p.v, p.offsets, p.start,
-                                       p.length, p.pages, p.slopes, p.step, p.o, p.lse, &p.params,
-                                       &err),
-                     TRIL_ERR_ARGUMENT);
+    assert_int_equal(problem_try_forward(&p, false, &err), TRIL_ERR_ARGUMENT);
     offsets[2] = 3;
-    assert_int_equal(attention_forward(problem_context(false), p.q, p.k, p.v, p.offsets, p.start,
-                                       p.length, p.pages, p.slopes, p.step, p.o, p.lse, &p.params,
-                                       &err),
-                     TRIL_ERR_ARGUMENT);
+    assert_int_equal(problem_try_forward(&p, false, &err), TRIL_ERR_ARGUMENT);
     problem_free(&p);
 }
 

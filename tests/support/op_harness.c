@@ -76,6 +76,8 @@ static double load(const struct tensor *t, int64_t at) {
         return (double)((const int64_t *)t->data)[at];
     case DT_I32:
         return ((const int32_t *)t->data)[at];
+    case DT_I8:
+        return ((const int8_t *)t->data)[at];
     default:
         return NAN;
     }
@@ -88,6 +90,8 @@ static void store(const struct tensor *t, int64_t at, double v) {
         ((int64_t *)t->data)[at] = (int64_t)v;
     else if (t->dtype == DT_I32)
         ((int32_t *)t->data)[at] = (int32_t)v;
+    else if (t->dtype == DT_I8)
+        ((int8_t *)t->data)[at] = (int8_t)v;
     else
         dtype_convert((char *)t->data + at * (int64_t)dtype_size(t->dtype), t->dtype, &v, DT_F64,
                       1);

@@ -141,7 +141,7 @@ static void prepare_rows(void *arg, int64_t begin, int64_t end, int worker) {
                                                : row_delta(dout, o, DT_BF16, c->width);
             float lse = ((const float *)c->lse.data)[head * c->rows + n];
             u->lse[r] = lse == -INFINITY ? INFINITY : (float)((double)lse * LOG2E);
-            u->seen[r] = (int32_t)attention_visible(c, u->sequence, r / f->group);
+            u->seen[r] = (int32_t)attention_visible(c, u->sequence, r / f->group, head);
         }
         atomic_store_explicit(&u->done[block], 0, memory_order_relaxed);
         if (u->seen[min_i64(u->rows, (block + 1) * ROW_BLOCK) - 1] == 0)
@@ -410,6 +410,8 @@ static tril_status backward(struct op_context *ctx, const struct tensor *args, c
     tril_status st = attention_unpack_backward(c, args, params, err);
     if (st != TRIL_OK)
         return st;
+    if (!c->plain || c->params->rules || c->bias.data || c->sink.data || c->k.dtype == DT_I8)
+        return op_info_get(OP_ATTENTION_BACKWARD)->reference(ctx, args, params, err);
     const struct attention_params *p = c->params;
     f.group = c->heads / c->kv_heads;
     f.width = round_up(c->width, PANEL);
@@ -421,6 +423,16 @@ static tril_status backward(struct op_context *ctx, const struct tensor *args, c
     f.keep_factor = 1 / (1 - p->dropout);
     f.drop_threshold = (uint32_t)ceilf(p->dropout * 0x1p24f);
     f.dropout = philox_begin(&c->key);
+    f.memory = NULL;
+    f.memory_bytes = 0;
+    f.next_sequence = f.next_head = 0;
+    while (wave_next(&f))
+        ;
+    f.worker_bytes = worker_size(f.width);
+    int64_t workers = f.worker_bytes * threads_count();
+    f.worker = op_scratch(ctx, workers + f.memory_bytes);
+    if (!f.worker)
+        return op_scratch_error(ctx, "attention_backward", workers + f.memory_bytes, err);
     int64_t next_q = 0, next_k = 0;
     for (int64_t s = 0; s < c->sequences; s++) {
         clear_rows(&c->dq, next_q, c->q_offsets[s]);
@@ -432,19 +444,6 @@ static tril_status backward(struct op_context *ctx, const struct tensor *args, c
     clear_rows(&c->dq, next_q, c->rows);
     clear_rows(&c->dk, next_k, c->keys);
     clear_rows(&c->dv, next_k, c->keys);
-
-    f.memory = NULL;
-    f.memory_bytes = 0;
-    f.next_sequence = f.next_head = 0;
-    while (wave_next(&f))
-        ;
-    f.worker_bytes = worker_size(f.width);
-    int64_t workers = f.worker_bytes * threads_count();
-    f.worker = op_scratch(ctx, workers + f.memory_bytes);
-    if (!f.worker)
-        return error_set(err, TRIL_ERR_MEMORY,
-                         "attention_backward: %lld bytes of scratch are not available",
-                         (long long)(workers + f.memory_bytes));
     f.memory = f.worker + workers;
     f.next_sequence = f.next_head = 0;
     bool serial = threads_count() == 1 || 10 * (double)c->width * attention_pairs(c) < SERIAL_FLOPS;

@@ -113,7 +113,7 @@ static void rows_load(const struct forward *f, const struct unit *u, int64_t beg
         b->row[r] = first + i;
         b->head[r] = (int32_t)head;
         b->position[r] = ahead + i;
-        b->seen[r] = attention_visible(c, u->sequence, i);
+        b->seen[r] = attention_visible(c, u->sequence, i, head);
         row_to_float(b->q + r * f->width, element(&c->q, first + i, head), c->q.dtype, c->width,
                      f->width, f->q_factor);
     }
@@ -561,6 +561,8 @@ static tril_status forward(struct op_context *ctx, const struct tensor *args, co
     tril_status st = attention_unpack_forward(c, args, params, err);
     if (st != TRIL_OK)
         return st;
+    if (!c->plain || c->params->rules || c->bias.data || c->sink.data || c->k.dtype == DT_I8)
+        return op_info_get(OP_ATTENTION_FORWARD)->reference(ctx, args, params, err);
     const struct attention_params *p = c->params;
     f.group = c->heads / c->kv_heads;
     f.width = round_up(c->width, PANEL);
@@ -570,30 +572,26 @@ static tril_status forward(struct op_context *ctx, const struct tensor *args, co
     f.keep_factor = 1 / (1 - p->dropout);
     f.drop_threshold = (uint32_t)ceilf(p->dropout * 0x1p24f);
     f.dropout = philox_begin(&c->key);
+    /* Once without memory, for the sizes; then for good. */
+    f.packed = f.partial = NULL;
+    f.packed_bytes = f.partial_bytes = 0;
+    f.next_sequence = f.next_head = 0;
+    bool waves = false;
+    while (wave_next(&f))
+        waves = true;
+    f.worker_bytes = worker_size(f.width);
+    int64_t workers = waves ? f.worker_bytes * threads_count() : 0;
+    int64_t packed = round_up(f.packed_bytes, 64);
+    int64_t bytes = workers + packed + f.partial_bytes;
+    f.worker = op_scratch(ctx, bytes);
+    if (!f.worker)
+        return op_scratch_error(ctx, "attention_forward", bytes, err);
     int64_t next = 0;
     for (int64_t s = 0; s < c->sequences; s++) {
         clear_rows(c, next, c->q_offsets[s]);
         next = max_i64(next, c->q_offsets[s + 1]);
     }
     clear_rows(c, next, c->rows);
-
-    /* Once without memory, for the sizes; then for good. */
-    f.packed = f.partial = NULL;
-    f.packed_bytes = f.partial_bytes = 0;
-    f.next_sequence = f.next_head = 0;
-    int waves = 0;
-    while (wave_next(&f))
-        waves++;
-    if (waves == 0)
-        return TRIL_OK;
-    f.worker_bytes = worker_size(f.width);
-    int64_t workers = f.worker_bytes * threads_count();
-    int64_t packed = round_up(f.packed_bytes, 64);
-    f.worker = op_scratch(ctx, workers + packed + f.partial_bytes);
-    if (!f.worker)
-        return error_set(err, TRIL_ERR_MEMORY,
-                         "attention_forward: %lld bytes of scratch are not available",
-                         (long long)(workers + packed + f.partial_bytes));
     f.packed = f.worker + workers;
     f.partial = f.packed + packed;
     f.next_sequence = f.next_head = 0;
