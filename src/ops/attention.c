@@ -118,7 +118,7 @@ static tril_status check_rules(struct attention_call *c, const char *name, struc
         tril_status st = visible_check(&p->rules[k], c->longest_q, c->longest_kv, name, err);
         if (st != TRIL_OK)
             return st;
-        c->plain &= p->rules[k].parts == 0;
+        c->plain &= p->rules[k].parts == 0 && p->rules[k].causal == p->rules[0].causal;
     }
     return TRIL_OK;
 }

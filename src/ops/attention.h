@@ -59,7 +59,7 @@ struct attention_call {
     int64_t longest_q, longest_kv;   /* over the sequences */
     const struct attention_params *params;
     struct random_key key; /* params->key with *step put in */
-    bool plain;            /* every head's rule is causal or full: attention_visible says all */
+    bool plain;            /* all heads are causal, or all full: attention_visible says all */
 };
 
 /* Unpacks `args` (host memory) in the order of the operation's description and checks what the

@@ -22,14 +22,12 @@
 
 #include "base/memory.h"
 #include "base/threads.h"
-#include "cpu/kernels/attention_tile.h"
-#include "ops/attention.h"
+#include "cpu/kernels/attention_score.h"
 
 #define ROW_BLOCK 48 /* a multiple of every TILE_ROWS */
 #define WAVE_UNITS 256
 #define WAVE_BYTES (24 << 20)
 #define SERIAL_FLOPS 4e5
-#define LOG2E 1.44269504088896340736
 #define TAIL_ROWS (KEY_BLOCK % TILE_ROWS) /* 4, or 0 */
 
 struct unit {

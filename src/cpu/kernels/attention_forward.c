@@ -13,13 +13,17 @@
  *   direct  units with at most DIRECT_ROWS rows (decoding) pack one block of keys at a time, in the
  *           first-level cache
  *
- * Scores are in base 2: q carries scale * log2(e). */
+ * Where a rule excludes something, splits, blocks of keys and tiles of rows that see nothing of
+ * each other are skipped, and in what remains only panels of keys are computed that some row of the
+ * tile sees (attention_score.h). What is skipped would have added zeros: a row's bits do not
+ * change.
+ *
+ * Scores are in base 2: q carries scale * log2(e). A sink is one more score, added at the end. */
 #include <math.h>
 
 #include "base/memory.h"
 #include "base/threads.h"
-#include "cpu/kernels/attention_tile.h"
-#include "ops/attention.h"
+#include "cpu/kernels/attention_score.h"
 
 #define SPLIT_KEYS 1024
 #define DIRECT_ROWS 8
@@ -27,7 +31,6 @@
 #define WAVE_UNITS 256
 #define WAVE_BYTES (24 << 20)
 #define SERIAL_FLOPS 4e5 /* below this a thread costs more than it brings */
-#define LOG2E 1.44269504088896340736
 
 struct unit {
     int64_t sequence, kv_head;
@@ -41,6 +44,7 @@ struct forward {
     struct attention_call c;
     int64_t group, width, splits_parallel, row_block;
     float q_factor, softcap, softcap_out, keep_factor;
+    bool adjusted;           /* softcap, ALiBi or bias */
     uint32_t drop_threshold; /* 0: no dropout */
     struct philox dropout;
     struct unit unit[WAVE_UNITS];
@@ -63,9 +67,11 @@ struct rows {
     int64_t count, padded; /* padded to TILE_ROWS with rows that see nothing */
     float *q;              /* [padded, width], times q_factor */
     float *s;              /* scores of a few rows [TILE_ROWS, KEY_BLOCK] */
-    int64_t *seen;         /* keys [0, seen) are visible */
+    int64_t *seen;         /* no keys from here on are visible; plain: all before are */
     int64_t *row, *position;
-    int32_t *head;
+    int32_t *head, *index;  /* index: of the row in its sequence */
+    struct row_range range; /* all of them */
+    int64_t length;         /* keys of the sequence */
     float *block; /* K and V of a block of keys [2, KEY_BLOCK, width], if not packed beforehand */
     struct state part, total;
 };
@@ -80,7 +86,7 @@ static struct state state_at(float *memory, int64_t rows, int64_t width) {
 
 static int64_t worker_size(int64_t width) {
     int64_t bytes = (ROW_BLOCK * width + (TILE_ROWS + 2 * width) * KEY_BLOCK) * 4;
-    bytes += ROW_BLOCK * (3 * 8 + 4);
+    bytes += ROW_BLOCK * (3 * 8 + 2 * 4);
     bytes += 2 * 4 * state_floats(ROW_BLOCK, width);
     return round_up(bytes, 4096) + 64 * 9; /* not a power of two apart */
 }
@@ -97,6 +103,7 @@ static struct rows rows_at(char *memory, int64_t width) {
     b.row = b.seen + ROW_BLOCK;
     b.position = b.row + ROW_BLOCK;
     b.head = (int32_t *)(b.position + ROW_BLOCK);
+    b.index = b.head + ROW_BLOCK;
     return b;
 }
 
@@ -108,17 +115,20 @@ static void rows_load(const struct forward *f, const struct unit *u, int64_t beg
     int64_t ahead = u->length - (c->q_offsets[u->sequence + 1] - first);
     b->count = count;
     b->padded = round_up(count, TILE_ROWS);
+    b->length = u->length;
+    b->range = (struct row_range){u->sequence, u->kv_head, f->group, begin, count};
     for (int64_t r = 0; r < count; r++) {
         int64_t i = (begin + r) / f->group, head = u->kv_head * f->group + (begin + r) % f->group;
         b->row[r] = first + i;
         b->head[r] = (int32_t)head;
+        b->index[r] = (int32_t)i;
         b->position[r] = ahead + i;
         b->seen[r] = attention_visible(c, u->sequence, i, head);
         row_to_float(b->q + r * f->width, element(&c->q, first + i, head), c->q.dtype, c->width,
                      f->width, f->q_factor);
     }
     for (int64_t r = count; r < b->padded; r++) {
-        b->row[r] = b->head[r] = 0;
+        b->row[r] = b->head[r] = b->index[r] = 0;
         b->position[r] = b->seen[r] = 0;
         memset(b->q + r * f->width, 0, (size_t)f->width * 4);
     }
@@ -131,53 +141,68 @@ static void state_clear(struct state *s, int64_t rows, int64_t width) {
         s->m[r] = -INFINITY;
 }
 
-/* Softcap and ALiBi on the scores of one row from key j0 on. */
+/* Softcap, ALiBi and bias on the scores s of one row and the keys from j0 on, vectors [from, to).
+ */
 static void adjust(const struct forward *f, const struct rows *b, int64_t r, int64_t j0,
-                   int64_t vectors, float *s) {
+                   int64_t from, int64_t to, float *s) {
     if (f->softcap > 0)
-        for (int64_t v = 0; v < vectors; v++) {
+        for (int64_t v = from; v < to; v++) {
             vf x = vf_tanh(vf_load(s + v * VF_WIDTH)) * vf_set(f->softcap_out);
             vf_store(s + v * VF_WIDTH, x);
         }
     if (f->c.slopes.data) {
         vf slope = vf_set(-(float)LOG2E * ((const float *)f->c.slopes.data)[b->head[r]]);
-        vi distance = vi_set((int32_t)(b->position[r] - j0)) - vi_iota();
-        for (int64_t v = 0; v < vectors; v++) {
+        vi distance = vi_set((int32_t)(b->position[r] - j0 - from * VF_WIDTH)) - vi_iota();
+        for (int64_t v = from; v < to; v++) {
             vf x = vf_load(s + v * VF_WIDTH);
             vf_store(s + v * VF_WIDTH, vf_fma(slope, vf_abs(vf_from_vi(distance)), x));
             distance -= vi_set(VF_WIDTH);
         }
     }
+    if (f->c.bias.data)
+        for (int64_t v = from; v < to; v++) {
+            int64_t j = j0 + v * VF_WIDTH;
+            vf x = vf_load(s + v * VF_WIDTH);
+            x = add_bias(&f->c.bias, b->head[r], b->index[r], j, b->length - j, x);
+            vf_store(s + v * VF_WIDTH, x);
+        }
 }
 
 /* One step of the online softmax for rows r0 .. r0 + rows - 1 of b and the keys from j0 on, whose
- * scores (whole vectors) are in b->s: they become probabilities, unseen ones 0; correction[i] is
- * what the rows' outputs so far must be multiplied by. Never inlined: every path runs this code. */
+ * scores (vectors [from, to), from even) are in b->s: they become probabilities, unseen ones 0;
+ * correction[i] is what the rows' outputs so far must be multiplied by. mask: a word of visible
+ * keys for each row; NULL: those before `seen`. Never inlined: every path runs this code. */
 static __attribute__((noinline)) void softmax_step(const struct forward *f, struct rows *b,
                                                    int64_t r0, int64_t rows, int64_t j0,
-                                                   int64_t vectors, float *correction) {
+                                                   int64_t from, int64_t to, const uint64_t *mask,
+                                                   float *correction) {
     const vf minus = vf_set(-INFINITY);
     for (int64_t i = 0; i < rows; i++) {
         float *s = b->s + i * KEY_BLOCK;
         int64_t r = r0 + i, visible = b->seen[r] - j0;
-        if (f->softcap > 0 || f->c.slopes.data)
-            adjust(f, b, r, j0, vectors, s);
-        if (visible < vectors * VF_WIDTH) {
-            vi limit = vi_set((int32_t)max_i64(visible, 0)), lane = vi_iota();
-            for (int64_t v = 0; v < vectors; v++) {
+        if (f->adjusted)
+            adjust(f, b, r, j0, from, to, s);
+        if (mask) {
+            for (int64_t v = from; v < to; v++)
+                vf_store(s + v * VF_WIDTH,
+                         vf_select(mask_lanes(mask[i], v), vf_load(s + v * VF_WIDTH), minus));
+        } else if (visible < to * VF_WIDTH) {
+            vi limit = vi_set((int32_t)max_i64(visible, 0));
+            vi lane = vi_iota() + vi_set((int32_t)(from * VF_WIDTH));
+            for (int64_t v = from; v < to; v++) {
                 vf_store(s + v * VF_WIDTH,
                          vf_select(lane < limit, vf_load(s + v * VF_WIDTH), minus));
                 lane += vi_set(VF_WIDTH);
             }
         }
         vf most = minus;
-        for (int64_t v = 0; v < vectors; v++)
+        for (int64_t v = from; v < to; v++)
             most = vf_max(most, vf_load(s + v * VF_WIDTH));
         float before = b->part.m[r], m = max_lane(most);
         m = before > m ? before : m;
         vf base = vf_set(m == -INFINITY ? 0.0f : m); /* -inf - 0, never -inf + inf */
         vf scale = vf_exp2(vf_set(before) - base), sum = vf_zero();
-        for (int64_t v = 0; v < vectors; v++) {
+        for (int64_t v = from; v < to; v++) {
             vf p = vf_exp2(vf_load(s + v * VF_WIDTH) - base);
             sum += p;
             vf_store(s + v * VF_WIDTH, p);
@@ -187,15 +212,49 @@ static __attribute__((noinline)) void softmax_step(const struct forward *f, stru
         correction[i] = scale[0];
         if (f->drop_threshold) {
             uint64_t at = attention_dropout_element(&f->c, b->head[r], b->row[r], j0);
-            for (int64_t v = 0; v < vectors; v += 2) {
+            for (int64_t v = from; v < to; v += 2) {
                 vi keep[2];
                 dropout_masks(&f->dropout, at + (uint64_t)(v * VF_WIDTH), f->drop_threshold, keep);
-                for (int64_t k = v; k < vectors && k < v + 2; k++)
+                for (int64_t k = v; k < to && k < v + 2; k++)
                     vf_store(s + k * VF_WIDTH,
                              vf_select(keep[k - v], vf_load(s + k * VF_WIDTH), vf_zero()));
             }
         }
     }
+}
+
+/* Which keys of the block from j0 on (`end`: where keys end) some of the `rows` rows of b from r on
+ * see: none outside [*from, *to); false if there are none. *mask: NULL where it takes no words. */
+static bool tile_keys(const struct forward *f, const struct rows *b, int64_t r, int64_t rows,
+                      int64_t j0, int64_t end, int64_t *from, int64_t *to, uint64_t *words,
+                      const uint64_t **mask) {
+    *mask = NULL;
+    *from = 0;
+    if (f->c.plain) {
+        int64_t most = 0;
+        for (int64_t i = r; i < r + rows; i++)
+            most = max_i64(most, b->seen[i]);
+        *to = min_i64(most - j0, KEY_BLOCK);
+        return *to > 0;
+    }
+    int64_t present = min_i64(rows, b->count - r), count = min_i64(KEY_BLOCK, end - j0);
+    bool full;
+    if (present <= 0)
+        return false;
+    struct row_range range = b->range;
+    range.row += r;
+    range.count = present;
+    uint64_t any = range_masks(&f->c, &range, j0, count, words, &full);
+    if (any == 0)
+        return false;
+    *from = __builtin_ctzll(any);
+    *to = 64 - __builtin_clzll(any);
+    if (full && present == rows && count == KEY_BLOCK)
+        return true; /* and `seen` lies behind */
+    for (int64_t i = 0; i < rows; i++)
+        words[i] = i >= present ? 0 : full ? any : words[i];
+    *mask = words;
+    return true;
 }
 
 /* ------------------------------------------------------------------ packed */
@@ -205,29 +264,32 @@ static void packed_split(const struct forward *f, const struct unit *u, struct r
                          int64_t begin, int64_t end) {
     int64_t d = f->c.width, width = f->width;
     float correction[TILE_ROWS];
+    uint64_t words[TILE_ROWS];
+    const uint64_t *mask;
     state_clear(&b->part, b->padded, width);
     for (int64_t j0 = begin; j0 < end; j0 += KEY_BLOCK) {
-        const float *keys = u->keys + j0 * d, *values = u->values + j0 * width;
+        if (!f->c.plain && !range_any(&f->c, &b->range, j0, min_i64(j0 + KEY_BLOCK, end)))
+            continue;
+        const float *keys = u->keys + j0 * d;
         for (int64_t r = 0; r < b->padded; r += TILE_ROWS) {
-            int64_t most = 0;
-            for (int64_t i = r; i < r + TILE_ROWS; i++)
-                most = max_i64(most, b->seen[i]);
-            most = min_i64(most - j0, KEY_BLOCK);
-            if (most <= 0)
+            int64_t from, to;
+            if (!tile_keys(f, b, r, TILE_ROWS, j0, end, &from, &to, words, &mask))
                 continue;
-            int64_t panels = (most + PANEL - 1) / PANEL;
+            from = from / PANEL * PANEL;
+            int64_t last = (to + PANEL - 1) / PANEL;
             const float *q = b->q + r * width;
-            for (int64_t p = 0; p < panels; p++)
+            for (int64_t p = from / PANEL; p < last; p++)
                 tile(TILE_ROWS, 2, START_ZERO, d, q, width, 1, keys + p * PANEL * d, PANEL,
                      b->s + p * PANEL, KEY_BLOCK, NULL);
-            softmax_step(f, b, r, TILE_ROWS, j0, 2 * panels, correction);
+            softmax_step(f, b, r, TILE_ROWS, j0, from / VF_WIDTH, 2 * last, mask, correction);
+            const float *values = u->values + j0 * width + from * PANEL, *s = b->s + from;
             float *o = b->part.o + r * width;
             int64_t t = 0;
             for (; t + PANEL <= d + VF_WIDTH - 1; t += PANEL)
-                tile(TILE_ROWS, 2, START_SCALE, most, b->s, KEY_BLOCK, 1, values + t * KEY_BLOCK,
+                tile(TILE_ROWS, 2, START_SCALE, to - from, s, KEY_BLOCK, 1, values + t * KEY_BLOCK,
                      PANEL, o + t, width, correction);
             if (t < d)
-                tile(TILE_ROWS, 1, START_SCALE, most, b->s, KEY_BLOCK, 1, values + t * KEY_BLOCK,
+                tile(TILE_ROWS, 1, START_SCALE, to - from, s, KEY_BLOCK, 1, values + t * KEY_BLOCK,
                      PANEL, o + t, width, correction);
         }
     }
@@ -241,8 +303,12 @@ static void key_rows(const struct forward *f, const struct unit *u, const struct
                      int64_t j0, int64_t end, const void **row) {
     int64_t count = min_i64(KEY_BLOCK + PREFETCH_ROWS, end - j0);
     if (f->c.pages) {
-        for (int64_t j = 0; j < count; j++)
-            row[j] = element(t, attention_key_row(&f->c, u->sequence, j0 + j), u->kv_head);
+        /* Keys of missing pages, which nobody sees, are zeros. */
+        static const float zeros[256];
+        for (int64_t j = 0; j < count; j++) {
+            int64_t at = attention_key_row(&f->c, u->sequence, j0 + j);
+            row[j] = at < 0 ? zeros : element(t, at, u->kv_head);
+        }
     } else {
         const char *first = element(t, f->c.kv_start[u->sequence] + j0, u->kv_head);
         int64_t step = t->stride[0] * dtype_bytes(t->dtype);
@@ -258,24 +324,27 @@ static void key_rows(const struct forward *f, const struct unit *u, const struct
 /* `rows` rows of b from r on with one block of keys and values; wide tiles where the rows are few,
  * to have enough sums under way. */
 SIMD void direct_step(int rows, int vectors, const struct forward *f, struct rows *b, int64_t r,
-                      const float *keys, const float *values, int64_t j0) {
-    int64_t most = 0, d = f->c.width, width = f->width, t = 0;
+                      const float *keys, const float *values, int64_t j0, int64_t end) {
+    int64_t d = f->c.width, width = f->width, t = 0, from, to;
     float correction[TILE_ROWS];
-    for (int64_t i = r; i < r + rows; i++)
-        most = max_i64(most, b->seen[i]);
-    most = min_i64(most - j0, KEY_BLOCK);
-    if (most <= 0)
+    uint64_t words[TILE_ROWS];
+    const uint64_t *mask;
+    if (!tile_keys(f, b, r, rows, j0, end, &from, &to, words, &mask))
         return;
-    for (int64_t j = 0; j < most; j += vectors * VF_WIDTH)
+    from = from / (vectors * VF_WIDTH) * (vectors * VF_WIDTH);
+    for (int64_t j = from; j < to; j += vectors * VF_WIDTH)
         tile(rows, vectors, START_ZERO, d, b->q + r * width, width, 1, keys + j, KEY_BLOCK,
              b->s + j, KEY_BLOCK, NULL);
-    softmax_step(f, b, r, rows, j0, (most + VF_WIDTH - 1) / VF_WIDTH, correction);
+    softmax_step(f, b, r, rows, j0, from / VF_WIDTH, (to + VF_WIDTH - 1) / VF_WIDTH, mask,
+                 correction);
     float *o = b->part.o + r * width;
+    const float *s = b->s + from;
+    values += from * width;
     for (; t + vectors * VF_WIDTH <= width; t += vectors * VF_WIDTH)
-        tile(rows, vectors, START_SCALE, most, b->s, KEY_BLOCK, 1, values + t, width, o + t, width,
-             correction);
+        tile(rows, vectors, START_SCALE, to - from, s, KEY_BLOCK, 1, values + t, width, o + t,
+             width, correction);
     for (; t < d; t += VF_WIDTH)
-        tile(rows, 1, START_SCALE, most, b->s, KEY_BLOCK, 1, values + t, width, o + t, width,
+        tile(rows, 1, START_SCALE, to - from, s, KEY_BLOCK, 1, values + t, width, o + t, width,
              correction);
 }
 
@@ -287,18 +356,20 @@ static void direct_split(const struct forward *f, const struct unit *u, struct r
     state_clear(&b->part, b->padded, f->width);
     for (int64_t j0 = begin; j0 < end; j0 += KEY_BLOCK) {
         int64_t count = min_i64(KEY_BLOCK, end - j0), r = 0;
+        if (!f->c.plain && !range_any(&f->c, &b->range, j0, j0 + count))
+            continue;
         key_rows(f, u, k, j0, end, row);
         pack_transposed_whole(keys, row, count, f->c.width, k->dtype);
         key_rows(f, u, v, j0, end, row);
         pack_rows_whole(values, row, count, f->c.width, v->dtype);
         for (; r + TILE_ROWS <= b->count; r += TILE_ROWS)
-            direct_step(TILE_ROWS, 2, f, b, r, keys, values, j0);
+            direct_step(TILE_ROWS, 2, f, b, r, keys, values, j0, end);
         for (; r + 2 < b->count; r += 4)
-            direct_step(4, 2, f, b, r, keys, values, j0);
+            direct_step(4, 2, f, b, r, keys, values, j0, end);
         if (b->count - r == 2)
-            direct_step(2, MOST_VECTORS < 4 ? MOST_VECTORS : 4, f, b, r, keys, values, j0);
+            direct_step(2, MOST_VECTORS < 4 ? MOST_VECTORS : 4, f, b, r, keys, values, j0, end);
         else if (b->count - r == 1)
-            direct_step(1, MOST_VECTORS, f, b, r, keys, values, j0);
+            direct_step(1, MOST_VECTORS, f, b, r, keys, values, j0, end);
     }
 }
 
@@ -319,14 +390,22 @@ static __attribute__((noinline)) void merge_row(const struct state *total, const
 
 static void rows_store(const struct forward *f, const struct rows *b, const struct state *s) {
     const struct attention_call *c = &f->c;
+    const float *sink = c->sink.data;
     for (int64_t r = 0; r < b->count; r++) {
-        float l = vf_sum(vf_load(s->l + r * VF_WIDTH));
+        float l = vf_sum(vf_load(s->l + r * VF_WIDTH)), m = s->m[r], factor = f->keep_factor;
+        if (sink) { /* one more score */
+            float x = sink[b->head[r]] * (float)LOG2E, larger = x > m ? x : m;
+            float base = larger == -INFINITY ? 0.0f : larger;
+            float mine = vf_exp2(vf_set(m - base))[0];
+            l = l * mine + vf_exp2(vf_set(x - base))[0];
+            factor *= mine;
+            m = larger;
+        }
         void *o = (void *)(uintptr_t)element(&c->o, b->row[r], b->head[r]);
-        row_from_float(o, c->o.dtype, s->o + r * f->width, c->width,
-                       l == 0 ? 0.0f : f->keep_factor / l);
+        row_from_float(o, c->o.dtype, s->o + r * f->width, c->width, l == 0 ? 0.0f : factor / l);
         if (c->lse.data)
             ((float *)c->lse.data)[b->head[r] * c->rows + b->row[r]] =
-                (float)(((double)s->m[r] + log2((double)l)) / LOG2E);
+                (float)(((double)m + log2((double)l)) / LOG2E);
     }
 }
 
@@ -353,6 +432,13 @@ static void run_split(const struct forward *f, const struct unit *u, struct rows
         packed_split(f, u, b, begin, end);
     else
         direct_split(f, u, b, begin, end, b->block);
+}
+
+/* Whether rows of b, which see no keys from `seen` on, see any of a split. */
+static bool split_seen(const struct forward *f, const struct rows *b, int64_t split, int64_t seen) {
+    int64_t begin = split * SPLIT_KEYS;
+    return begin < seen &&
+           (f->c.plain || range_any(&f->c, &b->range, begin, min_i64(begin + SPLIT_KEYS, seen)));
 }
 
 static const struct unit *find_unit(const struct forward *f, int64_t task, bool blocks) {
@@ -382,12 +468,13 @@ static void run_tasks(void *arg, int64_t begin, int64_t end, int worker) {
     for (int64_t task = begin; task < end; task++) {
         const struct unit *u = find_unit(f, task, false);
         struct rows b = task_rows(f, u, task - u->first_task, worker);
-        int64_t seen = rows_seen(&b), splits = (seen + SPLIT_KEYS - 1) / SPLIT_KEYS;
-        if (splits == 0)
-            state_clear(&b.total, b.count, f->width);
-        for (int64_t split = 0; split < splits; split++) {
+        int64_t seen = rows_seen(&b);
+        bool some = false;
+        for (int64_t split = 0; split * SPLIT_KEYS < seen; split++) {
+            if (!split_seen(f, &b, split, seen))
+                continue;
             run_split(f, u, &b, split, seen);
-            if (split == 0) {
+            if (!some) {
                 struct state first = b.part;
                 b.part = b.total;
                 b.total = first;
@@ -395,7 +482,10 @@ static void run_tasks(void *arg, int64_t begin, int64_t end, int worker) {
                 for (int64_t r = 0; r < b.count; r++)
                     merge_row(&b.total, &b.part, r, f->width);
             }
+            some = true;
         }
+        if (!some)
+            state_clear(&b.total, b.count, f->width);
         rows_store(f, &b, &b.total);
     }
 }
@@ -408,7 +498,7 @@ static void run_split_tasks(void *arg, int64_t begin, int64_t end, int worker) {
         int64_t local = task - u->first_task, splits = split_count(u);
         struct rows b = task_rows(f, u, local / splits, worker);
         int64_t seen = rows_seen(&b), split = local % splits;
-        if (split * SPLIT_KEYS >= seen && split > 0)
+        if (!split_seen(f, &b, split, seen))
             continue;
         b.part =
             state_at(u->partial + local * state_floats(round_up(f->row_block, TILE_ROWS), f->width),
@@ -427,13 +517,22 @@ static void run_merges(void *arg, int64_t begin, int64_t end, int worker) {
         struct rows b = task_rows(f, u, task, worker);
         int64_t seen = rows_seen(&b), rows = round_up(f->row_block, TILE_ROWS);
         float *memory = u->partial + task * split_count(u) * state_floats(rows, f->width);
-        struct state total = state_at(memory, rows, f->width);
-        for (int64_t split = 1; split * SPLIT_KEYS < seen; split++) {
-            memory += state_floats(rows, f->width);
+        struct state total = b.total;
+        bool some = false;
+        for (int64_t split = 0; split * SPLIT_KEYS < seen; split++) {
             struct state part = state_at(memory, rows, f->width);
-            for (int64_t r = 0; r < b.count; r++)
-                merge_row(&total, &part, r, f->width);
+            memory += state_floats(rows, f->width);
+            if (!split_seen(f, &b, split, seen))
+                continue;
+            if (!some)
+                total = part;
+            else
+                for (int64_t r = 0; r < b.count; r++)
+                    merge_row(&total, &part, r, f->width);
+            some = true;
         }
+        if (!some)
+            state_clear(&total, b.count, f->width);
         rows_store(f, &b, &total);
     }
 }
@@ -446,6 +545,9 @@ static void run_packing(void *arg, int64_t begin, int64_t end, int worker) {
         const void *row[KEY_BLOCK + PREFETCH_ROWS];
         int64_t j0 = (i - u->first_block) * KEY_BLOCK;
         int64_t count = min_i64(KEY_BLOCK, u->length - j0);
+        struct row_range all = {u->sequence, u->kv_head, f->group, 0, u->rows};
+        if (!f->c.plain && !range_any(&f->c, &all, j0, j0 + count))
+            continue;
         key_rows(f, u, &f->c.k, j0, u->length, row);
         pack_transposed(u->keys + j0 * f->c.width, row, count, f->c.width, f->c.k.dtype);
         key_rows(f, u, &f->c.v, j0, u->length, row);
@@ -561,7 +663,7 @@ static tril_status forward(struct op_context *ctx, const struct tensor *args, co
     tril_status st = attention_unpack_forward(c, args, params, err);
     if (st != TRIL_OK)
         return st;
-    if (!c->plain || c->params->rules || c->bias.data || c->sink.data || c->k.dtype == DT_I8)
+    if (c->k.dtype == DT_I8)
         return op_info_get(OP_ATTENTION_FORWARD)->reference(ctx, args, params, err);
     const struct attention_params *p = c->params;
     f.group = c->heads / c->kv_heads;
@@ -569,6 +671,7 @@ static tril_status forward(struct op_context *ctx, const struct tensor *args, co
     f.softcap = p->softcap;
     f.q_factor = p->softcap > 0 ? p->scale / p->softcap : p->scale * (float)LOG2E;
     f.softcap_out = p->softcap * (float)LOG2E;
+    f.adjusted = p->softcap > 0 || c->slopes.data || c->bias.data;
     f.keep_factor = 1 / (1 - p->dropout);
     f.drop_threshold = (uint32_t)ceilf(p->dropout * 0x1p24f);
     f.dropout = philox_begin(&c->key);
