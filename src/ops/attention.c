@@ -269,14 +269,15 @@ bool attention_any(const struct attention_call *c, int64_t s, int64_t h0, int64_
 }
 
 /* Pairs that one rule lets through in sequence s. */
-static double rule_pairs(const struct attention_call *c, int64_t s,
-                         const struct visible_rule *rule) {
+static double rule_pairs(const struct attention_call *c, int64_t s, const struct visible_rule *rule,
+                         bool parts) {
     enum { SPAN = 1024 }; /* keys, and rows, asked about at once */
     int64_t n = attention_own(c, s), length = c->kv_length[s], p0 = attention_position(c, s);
     double pairs = 0;
-    if (rule->parts == 0 && !rule->causal)
+    parts = parts && rule->parts > 0;
+    if (!parts && !rule->causal)
         return (double)n * (double)length;
-    if (rule->parts == 0) {
+    if (!parts) {
         /* Query i sees length - n + i + 1 keys; those with none or fewer are cut off. */
         double rows = (double)(n < length ? n : length);
         return rows * ((double)length - (rows - 1) / 2);
@@ -295,7 +296,7 @@ static double rule_pairs(const struct attention_call *c, int64_t s,
     return pairs;
 }
 
-double attention_pairs(const struct attention_call *c) {
+static double count_pairs(const struct attention_call *c, bool parts) {
     double pairs = 0;
     for (int64_t s = 0; s < c->sequences; s++) {
         const struct visible_rule *last = NULL;
@@ -303,12 +304,20 @@ double attention_pairs(const struct attention_call *c) {
         for (int64_t h = 0; h < c->heads; h++) {
             const struct visible_rule *rule = attention_rule(c, h);
             if (rule != last)
-                of_last = rule_pairs(c, s, rule);
+                of_last = rule_pairs(c, s, rule, parts);
             last = rule;
             pairs += of_last;
         }
     }
     return pairs;
+}
+
+double attention_pairs(const struct attention_call *c) {
+    return count_pairs(c, true);
+}
+
+double attention_most_pairs(const struct attention_call *c) {
+    return count_pairs(c, false);
 }
 
 /* ------------------------------------------------------------------ reference */

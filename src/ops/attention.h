@@ -119,5 +119,7 @@ static inline uint64_t attention_dropout_element(const struct attention_call *c,
 /* Visible (query, key, head) triples of a call: useful FLOPs are 4 d forward, 10 d backward times
  * this. */
 double attention_pairs(const struct attention_call *c);
+/* At most so many, without counting: as if no rule had parts. */
+double attention_most_pairs(const struct attention_call *c);
 
 #endif

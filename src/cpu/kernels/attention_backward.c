@@ -8,14 +8,17 @@
  *   P = exp2(q K^T - lse)   dP = dO V^T   dS = P (dP - delta)
  *   dV += P^T dO            dK += dS^T q  dQ += dS K
  *
- * dQ is shared by the tasks of a unit. Each block of rows has a counter, and key block j adds to it
- * when the counter says that blocks 0 .. j - 1 have: the order of summation is fixed, whatever the
- * threads, and the tasks of one head run as a wavefront. Nobody waits for ever, because
+ * dQ is shared by the tasks of a unit. Each block of rows has a counter that names the next key
+ * block to add to it, of those that it sees anything of: the order of summation is fixed, whatever
+ * the threads, and the tasks of one head run as a wavefront. Nobody waits for ever, because
  * parallel_for hands out tasks in ascending order: the task waited for has begun. Groups of as many
  * units as there are threads are interleaved, so that waiting is rare where there is more than one
  * unit.
  *
- * Q (times scale * log2(e)), dO and dQ of a wave of units lie in scratch as dense fp32. */
+ * Q (times scale * log2(e)), dO and dQ of a wave of units lie in scratch as dense fp32.
+ *
+ * The gradient of a bias is dS, summed over sequences (and heads): a second pass makes dS again, a
+ * task for each block of keys, which goes over the units in order. */
 #include <math.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -35,20 +38,22 @@ struct unit {
     int64_t rows, length, row_blocks;
     float *q, *dout, *dq;  /* [row_blocks * ROW_BLOCK, ld] */
     float *lse, *delta;    /* lse in base 2; +inf for a row that sees nothing */
-    int32_t *seen;         /* keys [0, seen) are visible; ascending; 0 for the padding */
-    _Atomic int32_t *done; /* [row_blocks]: key blocks that have added to dq */
+    int32_t *seen;         /* plain: keys [0, seen) are visible; ascending; 0 for the padding */
+    _Atomic int32_t *next; /* [row_blocks]: the key block that is to add to dq */
 };
 
 struct backward {
     struct attention_call c;
     int64_t group, width, ld;
     float q_factor, softcap, softcap_out, keep_factor, dk_factor;
+    bool adjusted; /* softcap, ALiBi, bias or dropout */
     uint32_t drop_threshold;
     struct philox dropout;
     struct unit unit[WAVE_UNITS];
     int64_t units, interleave, most_blocks; /* most_blocks: key blocks of the longest unit */
     int64_t next_sequence, next_head;
     char *worker, *memory;
+    double *dsink; /* [H] */
     int64_t worker_bytes, memory_bytes;
 };
 
@@ -87,7 +92,7 @@ static int64_t unit_layout(struct unit *u, int64_t ld, uintptr_t memory) {
     u->lse = (float *)memory;
     u->delta = (float *)(memory + (uintptr_t)(4 * rows));
     u->seen = (int32_t *)(memory + (uintptr_t)(8 * rows));
-    u->done = (_Atomic int32_t *)(memory + (uintptr_t)(12 * rows));
+    u->next = (_Atomic int32_t *)(memory + (uintptr_t)(12 * rows));
     return round_up(3 * matrix + 12 * rows + 4 * u->row_blocks, 64);
 }
 
@@ -97,6 +102,43 @@ static void unit_row(const struct backward *f, const struct unit *u, int64_t r, 
                      int64_t *head) {
     *n = f->c.q_offsets[u->sequence] + r / f->group;
     *head = u->kv_head * f->group + r % f->group;
+}
+
+/* The rows of a block. */
+static struct row_range block_rows(const struct backward *f, const struct unit *u, int64_t block) {
+    int64_t begin = block * ROW_BLOCK;
+    return (struct row_range){u->sequence, u->kv_head, f->group, begin,
+                              min_i64(ROW_BLOCK, u->rows - begin)};
+}
+
+/* Whether a block of rows sees anything of the keys [j0, j1). */
+static bool block_sees(const struct backward *f, const struct unit *u, int64_t block, int64_t j0,
+                       int64_t j1) {
+    struct row_range rows = block_rows(f, u, block);
+    if (f->c.plain)
+        return u->seen[rows.row + rows.count - 1] > j0;
+    return range_any(&f->c, &rows, j0, min_i64(j1, u->length));
+}
+
+/* The first key block from `from` on of which a block of rows sees anything; -1: there is none.
+ * SKIP blocks are asked about at once where that is possible (visible_any is monotone). */
+#define SKIP 16
+static int64_t next_block(const struct backward *f, const struct unit *u, int64_t block,
+                          int64_t from) {
+    int64_t end = (u->length + KEY_BLOCK - 1) / KEY_BLOCK;
+    for (int64_t j = from; j < end;) {
+        if (j % SKIP == 0 && !f->c.plain &&
+            !block_sees(f, u, block, j * KEY_BLOCK, (j + SKIP) * KEY_BLOCK)) {
+            j += SKIP;
+            continue;
+        }
+        if (block_sees(f, u, block, j * KEY_BLOCK, (j + 1) * KEY_BLOCK))
+            return j;
+        if (f->c.plain)
+            break;
+        j++;
+    }
+    return -1;
 }
 
 SIMD float row_delta(const float *dout, const void *o, enum dtype type, int64_t d) {
@@ -141,45 +183,82 @@ static void prepare_rows(void *arg, int64_t begin, int64_t end, int worker) {
             u->lse[r] = lse == -INFINITY ? INFINITY : (float)((double)lse * LOG2E);
             u->seen[r] = (int32_t)attention_visible(c, u->sequence, r / f->group, head);
         }
-        atomic_store_explicit(&u->done[block], 0, memory_order_relaxed);
-        if (u->seen[min_i64(u->rows, (block + 1) * ROW_BLOCK) - 1] == 0)
-            for (int64_t r = block * ROW_BLOCK; r < min_i64(u->rows, (block + 1) * ROW_BLOCK);
-                 r++) {
-                int64_t n, head;
-                unit_row(f, u, r, &n, &head);
-                memset((void *)(uintptr_t)element(&c->dq, n, head), 0,
-                       (size_t)c->width * dtype_size(c->dq.dtype));
-            }
+        int64_t first = next_block(f, u, block, 0);
+        atomic_store_explicit(&u->next[block], (int32_t)first, memory_order_relaxed);
+        if (first >= 0)
+            continue;
+        for (int64_t r = block * ROW_BLOCK; r < min_i64(u->rows, (block + 1) * ROW_BLOCK); r++) {
+            int64_t n, head;
+            unit_row(f, u, r, &n, &head);
+            memset((void *)(uintptr_t)element(&c->dq, n, head), 0,
+                   (size_t)c->width * dtype_size(c->dq.dtype));
+        }
+    }
+}
+
+/* The units' shares of dsink, summed in the order of rows. */
+static void add_sinks(const struct backward *f) {
+    const float *sink = f->c.sink.data;
+    for (int64_t k = 0; k < f->units; k++) {
+        const struct unit *u = &f->unit[k];
+        for (int64_t r = 0; r < u->rows; r++) {
+            int64_t head = u->kv_head * f->group + r % f->group;
+            f->dsink[head] -=
+                exp2((double)sink[head] * LOG2E - (double)u->lse[r]) * (double)u->delta[r];
+        }
     }
 }
 
 /* ------------------------------------------------------------------ one block of rows and keys */
 
-/* From scores in p and dP in ds (whole vectors of `vectors`): probabilities (those that dropout
- * leaves) and dS; zero where unseen and from there to KEY_BLOCK. Row r of u, keys from j0. */
-SIMD void gradient_row(bool plain, const struct backward *f, const struct unit *u, int64_t r,
-                       int64_t j0, int64_t vectors, float *p, float *ds) {
+/* Which keys of a block a tile of rows sees: none outside [from, to) (empty: from = to = 0); mask:
+ * NULL where `seen` says all. */
+struct extent {
+    int64_t from, to;
+    const uint64_t *mask;
+    uint64_t words[TILE_ROWS];
+};
+
+/* What happens to the scores. */
+enum scores {
+    SCORES_PLAIN,
+    SCORES_ANY,
+    SCORES_BIAS /* as any, but dS before the softcap: the gradient of the bias */
+};
+
+/* From scores in p and dP in ds (vectors [from, to), from even): probabilities (those that dropout
+ * leaves) and dS; zero where unseen and in the rest of KEY_BLOCK. Row r of u, keys from j0. */
+SIMD void gradient_row(enum scores kind, const struct backward *f, const struct unit *u, int64_t r,
+                       int64_t j0, int64_t from, int64_t to, const uint64_t *mask, float *p,
+                       float *ds) {
     int64_t visible = u->seen[r] - j0;
     vf lse = vf_set(u->lse[r]), delta = vf_set(u->delta[r]), keep = vf_set(f->keep_factor);
-    vi limit = vi_set((int32_t)min_i64(max_i64(visible, 0), KEY_BLOCK)), lane = vi_iota();
+    vi limit = vi_set((int32_t)min_i64(max_i64(visible, 0), KEY_BLOCK));
+    vi lane = vi_iota() + vi_set((int32_t)(from * VF_WIDTH));
     vf slope = vf_zero();
     vi distance = lane;
     uint64_t element = 0;
-    vi mask[2] = {lane, lane};
+    vi drop[2] = {lane, lane};
+    int64_t n = 0, head = 0;
+    const bool plain = kind == SCORES_PLAIN;
     if (!plain) {
-        int64_t n, head;
         unit_row(f, u, r < u->rows ? r : 0, &n, &head);
         if (f->drop_threshold)
             element = attention_dropout_element(&f->c, head, n, j0);
         if (f->c.slopes.data) {
             int64_t first = f->c.q_offsets[u->sequence];
-            int64_t own = f->c.q_offsets[u->sequence + 1] - first;
+            int64_t ahead = attention_position(&f->c, u->sequence);
             slope = vf_set(-(float)LOG2E * ((const float *)f->c.slopes.data)[head]);
-            distance = vi_set((int32_t)(u->length - own + (n - first) - j0)) - lane;
+            distance = vi_set((int32_t)(ahead + (n - first) - j0)) - lane;
         }
+        n -= f->c.q_offsets[u->sequence];
     }
-    int64_t v = 0;
-    for (; v < vectors; v++) {
+    for (int64_t v = 0; v < from; v++) {
+        vf_store(p + v * VF_WIDTH, vf_zero());
+        vf_store(ds + v * VF_WIDTH, vf_zero());
+    }
+    int64_t v = from;
+    for (; v < to; v++) {
         vf s = vf_load(p + v * VF_WIDTH), g = vf_load(ds + v * VF_WIDTH), inner = s;
         if (!plain && f->softcap > 0) {
             vf t = vf_tanh(s);
@@ -189,20 +268,24 @@ SIMD void gradient_row(bool plain, const struct backward *f, const struct unit *
         if (!plain) {
             s = vf_fma(slope, vf_abs(vf_from_vi(distance)), s);
             distance -= vi_set(VF_WIDTH);
+            if (f->c.bias.data) {
+                int64_t j = j0 + v * VF_WIDTH;
+                s = add_bias(&f->c.bias, head, n, j, u->length - j, s);
+            }
         }
         vf x = vf_exp2(s - lse);
-        x = vf_select(lane < limit, x, vf_zero());
+        x = vf_select(mask ? mask_lanes(*mask, v) : lane < limit, x, vf_zero());
         lane += vi_set(VF_WIDTH);
         vf kept = x;
         if (!plain && f->drop_threshold) {
             if (v % 2 == 0)
                 dropout_masks(&f->dropout, element + (uint64_t)(v * VF_WIDTH), f->drop_threshold,
-                              mask);
-            kept = vf_select(mask[v % 2], x, vf_zero());
-            g = vf_select(mask[v % 2], g * keep, vf_zero());
+                              drop);
+            kept = vf_select(drop[v % 2], x, vf_zero());
+            g = vf_select(drop[v % 2], g * keep, vf_zero());
         }
         vf d = x * (g - delta);
-        if (!plain && f->softcap > 0)
+        if (kind == SCORES_ANY && f->softcap > 0)
             d *= inner;
         vf_store(p + v * VF_WIDTH, kept);
         vf_store(ds + v * VF_WIDTH, d);
@@ -213,10 +296,11 @@ SIMD void gradient_row(bool plain, const struct backward *f, const struct unit *
     }
 }
 
-/* Products over channels: out [TILE_ROWS, panels * PANEL] = a b, b packed by pack_transposed. */
-static void tile_channels(int64_t panels, int64_t d, const float *a, int64_t lda, const float *b,
-                          float *out) {
-    for (int64_t p = 0; p < panels; p++)
+/* Products over channels: panels [from, to) of out [TILE_ROWS, KEY_BLOCK] = a b, b packed by
+ * pack_transposed. */
+static void tile_channels(int64_t from, int64_t to, int64_t d, const float *a, int64_t lda,
+                          const float *b, float *out) {
+    for (int64_t p = from; p < to; p++)
         tile(TILE_ROWS, 2, START_ZERO, d, a, lda, 1, b + p * PANEL * d, PANEL, out + p * PANEL,
              KEY_BLOCK, NULL);
 }
@@ -257,78 +341,165 @@ static void await(_Atomic int32_t *counter, int32_t value) {
             sched_yield();
 }
 
+/* The extent of rows r .. r + TILE_ROWS - 1 of u in the block of `keys` keys from j0 on. */
+static void tile_extent(const struct backward *f, const struct unit *u, int64_t r, int64_t j0,
+                        int64_t keys, struct extent *e) {
+    e->from = e->to = 0;
+    e->mask = NULL;
+    if (f->c.plain) {
+        int64_t seen = 0;
+        for (int64_t i = r; i < r + TILE_ROWS; i++)
+            seen = max_i64(seen, u->seen[i]);
+        e->to = max_i64(min_i64(seen - j0, keys), 0);
+        return;
+    }
+    struct row_range rows = {u->sequence, u->kv_head, f->group, r, min_i64(TILE_ROWS, u->rows - r)};
+    bool full;
+    if (rows.count <= 0)
+        return;
+    uint64_t any = range_masks(&f->c, &rows, j0, keys, e->words, &full);
+    if (any == 0)
+        return;
+    e->from = __builtin_ctzll(any);
+    e->to = 64 - __builtin_clzll(any);
+    e->mask = e->words;
+    for (int64_t i = 0; i < TILE_ROWS; i++)
+        e->words[i] = i >= rows.count ? 0 : full ? any : e->words[i];
+}
+
+/* P and dS of a block of rows and a block of keys into b->p and b->ds: of the tiles with extent. */
+static void block_scores(const struct backward *f, const struct unit *u, const struct block *b,
+                         int64_t block, int64_t j0, int64_t keys, enum scores kind,
+                         struct extent *extent) {
+    int64_t d = f->c.width, r0 = block * ROW_BLOCK, ld = f->ld;
+    const float *q = u->q + r0 * ld, *dout = u->dout + r0 * ld;
+    for (int64_t r = 0; r < ROW_BLOCK; r += TILE_ROWS) {
+        struct extent *e = &extent[r / TILE_ROWS];
+        tile_extent(f, u, r0 + r, j0, keys, e);
+        if (e->to == 0)
+            continue;
+        float *p = b->p + r * KEY_BLOCK, *ds = b->ds + r * KEY_BLOCK;
+        int64_t from = e->from / PANEL, to = (e->to + PANEL - 1) / PANEL;
+        tile_channels(from, to, d, q + r * ld, ld, b->keys_t, p);
+        tile_channels(from, to, d, dout + r * ld, ld, b->values_t, ds);
+        for (int64_t i = 0; i < TILE_ROWS; i++) {
+            float *pi = p + i * KEY_BLOCK, *dsi = ds + i * KEY_BLOCK;
+            const uint64_t *mask = e->mask ? &e->mask[i] : NULL;
+            if (kind == SCORES_PLAIN)
+                gradient_row(SCORES_PLAIN, f, u, r0 + r + i, j0, 2 * from, 2 * to, mask, pi, dsi);
+            else if (kind == SCORES_ANY)
+                gradient_row(SCORES_ANY, f, u, r0 + r + i, j0, 2 * from, 2 * to, mask, pi, dsi);
+            else
+                gradient_row(SCORES_BIAS, f, u, r0 + r + i, j0, 2 * from, 2 * to, mask, pi, dsi);
+        }
+    }
+}
+
+/* dk and dv of the keys [k, k + TILE_ROWS) of the block from the rows [r, r + n) of the block. */
+static void add_keys(const struct backward *f, const struct unit *u, const struct block *b,
+                     int64_t r0, int64_t r, int64_t n, int64_t k) {
+    int64_t d = f->c.width, ld = f->ld, at = r * KEY_BLOCK + k;
+    void (*product)(int64_t, int64_t, const float *, const float *, int64_t, float *, int64_t) =
+        k + TILE_ROWS <= KEY_BLOCK ? tile_queries : tile_queries_tail;
+    product(n, d, b->p + at, u->dout + (r0 + r) * ld, ld, b->dv + k * f->width, f->width);
+    product(n, d, b->ds + at, u->q + (r0 + r) * ld, ld, b->dk + k * f->width, f->width);
+}
+
 static void row_block(const struct backward *f, const struct unit *u, const struct block *b,
                       int64_t block, int64_t j0, int64_t keys) {
     int64_t d = f->c.width, r0 = block * ROW_BLOCK, ld = f->ld;
-    const float *q = u->q + r0 * ld, *dout = u->dout + r0 * ld;
-    bool plain = f->softcap == 0 && !f->c.slopes.data && !f->drop_threshold;
-    int64_t most[ROW_BLOCK / 4], first = ROW_BLOCK, last = 0; /* visible rows [first, last) */
-    for (int64_t r = 0; r < ROW_BLOCK; r += TILE_ROWS) {
-        int64_t seen = 0;
-        for (int64_t i = r; i < r + TILE_ROWS; i++)
-            seen = max_i64(seen, u->seen[r0 + i]);
-        seen = most[r / TILE_ROWS] = min_i64(seen - j0, keys);
-        if (seen <= 0)
-            continue;
-        first = min_i64(first, r);
-        last = r + TILE_ROWS;
-        float *p = b->p + r * KEY_BLOCK, *ds = b->ds + r * KEY_BLOCK;
-        int64_t panels = (seen + PANEL - 1) / PANEL;
-        tile_channels(panels, d, q + r * ld, ld, b->keys_t, p);
-        tile_channels(panels, d, dout + r * ld, ld, b->values_t, ds);
-        for (int64_t i = 0; i < TILE_ROWS; i++)
-            if (plain)
-                gradient_row(true, f, u, r0 + r + i, j0, 2 * panels, p + i * KEY_BLOCK,
-                             ds + i * KEY_BLOCK);
-            else
-                gradient_row(false, f, u, r0 + r + i, j0, 2 * panels, p + i * KEY_BLOCK,
-                             ds + i * KEY_BLOCK);
-    }
-    /* Key tile by key tile, from the first row that sees one of its keys. */
-    for (int64_t k = 0, r = first; k < keys; k += TILE_ROWS) {
+    struct extent extent[ROW_BLOCK / 4];
+    block_scores(f, u, b, block, j0, keys, f->adjusted ? SCORES_ANY : SCORES_PLAIN, extent);
+    /* Key tile by key tile: plain from the first row that sees one of its keys on, else runs of
+     * tiles of rows that do. */
+    int64_t first = ROW_BLOCK, last = 0; /* rows with extent lie in [first, last) */
+    for (int64_t r = 0; r < ROW_BLOCK; r += TILE_ROWS)
+        if (extent[r / TILE_ROWS].to > 0) {
+            first = min_i64(first, r);
+            last = r + TILE_ROWS;
+        }
+    for (int64_t k = 0, r = first; k < keys && f->c.plain; k += TILE_ROWS) {
         while (r < last && u->seen[r0 + r] <= j0 + k)
             r++;
-        void (*product)(int64_t, int64_t, const float *, const float *, int64_t, float *, int64_t) =
-            k + TILE_ROWS <= KEY_BLOCK ? tile_queries : tile_queries_tail;
-        int64_t at = r * KEY_BLOCK + k;
-        product(last - r, d, b->p + at, dout + r * ld, ld, b->dv + k * f->width, f->width);
-        product(last - r, d, b->ds + at, q + r * ld, ld, b->dk + k * f->width, f->width);
+        add_keys(f, u, b, r0, r, last - r, k);
     }
+    for (int64_t k = 0; k < keys && !f->c.plain; k += TILE_ROWS)
+        for (int64_t r = first, run = first; r <= last; r += TILE_ROWS) {
+            const struct extent *e = &extent[r / TILE_ROWS];
+            if (r < last && e->from < k + TILE_ROWS && e->to > k)
+                continue;
+            if (r > run)
+                add_keys(f, u, b, r0, run, r - run, k);
+            run = r + TILE_ROWS;
+        }
     int32_t turn = (int32_t)(j0 / KEY_BLOCK);
-    await(&u->done[block], turn);
-    for (int64_t r = first; r < last; r += TILE_ROWS)
-        if (most[r / TILE_ROWS] > 0)
-            tile_keys(most[r / TILE_ROWS], d, b->ds + r * KEY_BLOCK, b->keys, u->dq + (r0 + r) * ld,
-                      ld);
+    await(&u->next[block], turn);
+    for (int64_t r = first; r < last; r += TILE_ROWS) {
+        const struct extent *e = &extent[r / TILE_ROWS];
+        if (e->to > 0)
+            tile_keys(e->to - e->from, d, b->ds + r * KEY_BLOCK + e->from,
+                      b->keys + e->from * PANEL, u->dq + (r0 + r) * ld, ld);
+    }
     /* The last key block that these rows see writes them out. */
-    int64_t end = min_i64(u->rows, r0 + ROW_BLOCK);
-    if (u->seen[end - 1] <= j0 + KEY_BLOCK)
-        for (int64_t r = r0; r < end; r++) {
+    int64_t next = next_block(f, u, block, turn + 1);
+    if (next < 0) {
+        next = INT32_MAX;
+        for (int64_t r = r0; r < min_i64(u->rows, r0 + ROW_BLOCK); r++) {
             int64_t n, head;
             unit_row(f, u, r, &n, &head);
             row_from_float((void *)(uintptr_t)element(&f->c.dq, n, head), f->c.dq.dtype,
                            u->dq + r * ld, d, f->c.params->scale);
         }
-    atomic_store_explicit(&u->done[block], turn + 1, memory_order_release);
+    }
+    atomic_store_explicit(&u->next[block], (int32_t)next, memory_order_release);
+}
+
+/* The next block of rows from `block` on that sees any of `keys` keys from j0 on; u->row_blocks:
+ * there is none. */
+static int64_t next_rows(const struct backward *f, const struct unit *u, int64_t block, int64_t j0,
+                         int64_t keys) {
+    for (; block < u->row_blocks; block++) {
+        if (!f->c.plain && block % SKIP == 0) {
+            struct row_range many = block_rows(f, u, block);
+            many.count = min_i64(SKIP * ROW_BLOCK, u->rows - many.row);
+            if (!range_any(&f->c, &many, j0, j0 + keys)) {
+                block += SKIP - 1;
+                continue;
+            }
+        }
+        if (block_sees(f, u, block, j0, j0 + KEY_BLOCK))
+            return block;
+    }
+    return u->row_blocks;
+}
+
+/* Packs the keys and values [j0, j0 + keys) of u as operands of products over channels; with
+ * `rows`, the keys as operand of a product over keys too. */
+static void pack_block(const struct backward *f, const struct unit *u, const struct block *b,
+                       int64_t j0, int64_t keys, bool rows) {
+    const struct attention_call *c = &f->c;
+    const void *row[KEY_BLOCK + PREFETCH_ROWS];
+    int64_t start = c->kv_start[u->sequence] + j0;
+    for (int64_t j = 0; j < KEY_BLOCK + PREFETCH_ROWS; j++)
+        row[j] = element(&c->v, start + min_i64(j, keys - 1), u->kv_head);
+    pack_transposed(b->values_t, row, keys, c->width, c->v.dtype);
+    for (int64_t j = 0; j < KEY_BLOCK + PREFETCH_ROWS; j++)
+        row[j] = element(&c->k, start + min_i64(j, keys - 1), u->kv_head);
+    pack_transposed(b->keys_t, row, keys, c->width, c->k.dtype);
+    if (rows)
+        pack_rows(b->keys, row, keys, c->width, c->k.dtype);
 }
 
 static void key_block(const struct backward *f, const struct unit *u, int64_t j0, int worker) {
     const struct attention_call *c = &f->c;
     struct block b = block_at(f->worker + worker * f->worker_bytes, f->width);
     int64_t keys = min_i64(KEY_BLOCK, u->length - j0), d = c->width;
-    const void *row[KEY_BLOCK + PREFETCH_ROWS];
-    int64_t start = c->kv_start[u->sequence] + j0;
-    for (int64_t j = 0; j < KEY_BLOCK + PREFETCH_ROWS; j++)
-        row[j] = element(&c->v, start + min_i64(j, keys - 1), u->kv_head);
-    pack_transposed(b.values_t, row, keys, d, c->v.dtype);
-    for (int64_t j = 0; j < KEY_BLOCK + PREFETCH_ROWS; j++)
-        row[j] = element(&c->k, start + min_i64(j, keys - 1), u->kv_head);
-    pack_transposed(b.keys_t, row, keys, d, c->k.dtype);
-    pack_rows(b.keys, row, keys, d, c->k.dtype);
+    int64_t start = c->kv_start[u->sequence] + j0, i = next_rows(f, u, 0, j0, keys);
     memset(b.dk, 0, (size_t)(2 * KEY_BLOCK * f->width) * 4);
-    for (int64_t i = 0; i < u->row_blocks; i++)
-        if (u->seen[min_i64(u->rows, (i + 1) * ROW_BLOCK) - 1] > j0)
-            row_block(f, u, &b, i, j0, keys);
+    if (i < u->row_blocks)
+        pack_block(f, u, &b, j0, keys, true);
+    for (; i < u->row_blocks; i = next_rows(f, u, i + 1, j0, keys))
+        row_block(f, u, &b, i, j0, keys);
     for (int64_t j = 0; j < keys; j++) {
         row_from_float((void *)(uintptr_t)element(&c->dk, start + j, u->kv_head), c->dk.dtype,
                        b.dk + j * f->width, d, f->dk_factor);
@@ -348,6 +519,59 @@ static void run_tasks(void *arg, int64_t begin, int64_t end, int worker) {
         if (index < f->units && j0 < f->unit[index].length)
             key_block(f, &f->unit[index], j0, worker);
     }
+}
+
+/* ------------------------------------------------------------------ gradient of the bias */
+
+/* dbias[head][i][j0 ..] += dS for the rows of one block that see some of the keys. */
+static void add_bias_gradient(const struct backward *f, const struct unit *u, const struct block *b,
+                              int64_t block, int64_t j0, int64_t keys) {
+    const struct tensor *t = &f->c.dbias;
+    struct extent extent[ROW_BLOCK / 4];
+    block_scores(f, u, b, block, j0, keys, SCORES_BIAS, extent);
+    int64_t r0 = block * ROW_BLOCK, count = min_i64(ROW_BLOCK, u->rows - r0);
+    for (int64_t r = 0; r < count; r++) {
+        const struct extent *e = &extent[r / TILE_ROWS];
+        int64_t i = (r0 + r) / f->group, head = u->kv_head * f->group + (r0 + r) % f->group;
+        float *to = (float *)t->data + i * t->stride[1] + j0;
+        if (t->shape[0] > 1)
+            to += head * t->stride[0];
+        const float *ds = b->ds + r * KEY_BLOCK;
+        for (int64_t j = e->from / VF_WIDTH * VF_WIDTH; j < e->to; j += VF_WIDTH) {
+            int n = (int)min_i64(VF_WIDTH, keys - j);
+            vf_store_n(to + j, vf_load_n(to + j, n) + vf_load(ds + j), n);
+        }
+    }
+}
+
+/* Task (key block, key/value head; all heads where the bias has one). */
+static void run_bias(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct backward *f = arg;
+    struct block b = block_at(f->worker + worker * f->worker_bytes, f->width);
+    int64_t heads = f->c.dbias.shape[0] > 1 ? f->c.kv_heads : 1;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t j0 = task / heads * KEY_BLOCK;
+        for (int64_t k = 0; k < f->units; k++) {
+            const struct unit *u = &f->unit[k];
+            int64_t keys = min_i64(KEY_BLOCK, u->length - j0);
+            if (keys <= 0 || (heads > 1 && u->kv_head != task % heads))
+                continue;
+            int64_t i = next_rows(f, u, 0, j0, keys);
+            if (i < u->row_blocks)
+                pack_block(f, u, &b, j0, keys, false);
+            for (; i < u->row_blocks; i = next_rows(f, u, i + 1, j0, keys))
+                add_bias_gradient(f, u, &b, i, j0, keys);
+        }
+    }
+}
+
+/* Rows of dbias, over all its heads, get zeros. */
+static void clear_bias(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct tensor *t = &((const struct backward *)arg)->c.dbias;
+    (void)worker;
+    for (int64_t i = begin; i < end; i++)
+        memset((float *)t->data + i / t->shape[1] * t->stride[0] + i % t->shape[1] * t->stride[1],
+               0, (size_t)t->shape[2] * 4);
 }
 
 /* ------------------------------------------------------------------ waves */
@@ -383,14 +607,20 @@ static void wave_run(struct backward *f, bool serial) {
     int64_t blocks = 0, groups = (f->units + f->interleave - 1) / f->interleave;
     for (int64_t i = 0; i < f->units; i++)
         blocks += f->unit[i].row_blocks;
-    int64_t tasks = groups * f->interleave * f->most_blocks;
+    int64_t tasks = groups * f->interleave * f->most_blocks, bias = 0;
+    if (f->c.dbias.data)
+        bias = f->most_blocks * (f->c.dbias.shape[0] > 1 ? f->c.kv_heads : 1);
     if (serial) {
         prepare_rows(f, 0, blocks, 0);
         run_tasks(f, 0, tasks, 0);
+        run_bias(f, 0, bias, 0);
     } else {
         parallel_for(blocks, 4, prepare_rows, f);
         parallel_for(tasks, 1, run_tasks, f);
+        parallel_for(bias, 1, run_bias, f);
     }
+    if (f->c.dsink.data)
+        add_sinks(f);
 }
 
 /* Rows of x that belong to no sequence get zeros. */
@@ -408,8 +638,6 @@ static tril_status backward(struct op_context *ctx, const struct tensor *args, c
     tril_status st = attention_unpack_backward(c, args, params, err);
     if (st != TRIL_OK)
         return st;
-    if (!c->plain || c->params->rules || c->bias.data || c->sink.data || c->k.dtype == DT_I8)
-        return op_info_get(OP_ATTENTION_BACKWARD)->reference(ctx, args, params, err);
     const struct attention_params *p = c->params;
     f.group = c->heads / c->kv_heads;
     f.width = round_up(c->width, PANEL);
@@ -418,6 +646,7 @@ static tril_status backward(struct op_context *ctx, const struct tensor *args, c
     f.q_factor = p->softcap > 0 ? p->scale / p->softcap : p->scale * (float)LOG2E;
     f.softcap_out = p->softcap * (float)LOG2E;
     f.dk_factor = p->softcap > 0 ? p->softcap : (float)(1 / LOG2E);
+    f.adjusted = p->softcap > 0 || c->slopes.data || c->bias.data || p->dropout > 0;
     f.keep_factor = 1 / (1 - p->dropout);
     f.drop_threshold = (uint32_t)ceilf(p->dropout * 0x1p24f);
     f.dropout = philox_begin(&c->key);
@@ -427,10 +656,16 @@ static tril_status backward(struct op_context *ctx, const struct tensor *args, c
     while (wave_next(&f))
         ;
     f.worker_bytes = worker_size(f.width);
-    int64_t workers = f.worker_bytes * threads_count();
-    f.worker = op_scratch(ctx, workers + f.memory_bytes);
-    if (!f.worker)
-        return op_scratch_error(ctx, "attention_backward", workers + f.memory_bytes, err);
+    int64_t workers = f.worker_bytes * threads_count(), sinks = round_up(c->heads * 8, 64);
+    int64_t bytes = sinks + workers + f.memory_bytes;
+    char *scratch = op_scratch(ctx, bytes);
+    if (!scratch)
+        return op_scratch_error(ctx, "attention_backward", bytes, err);
+    f.dsink = (double *)(void *)scratch;
+    f.worker = scratch + sinks;
+    memset(f.dsink, 0, (size_t)c->heads * 8);
+    if (c->dbias.data)
+        parallel_for(c->dbias.shape[0] * c->dbias.shape[1], 16, clear_bias, &f);
     int64_t next_q = 0, next_k = 0;
     for (int64_t s = 0; s < c->sequences; s++) {
         clear_rows(&c->dq, next_q, c->q_offsets[s]);
@@ -444,11 +679,14 @@ static tril_status backward(struct op_context *ctx, const struct tensor *args, c
     clear_rows(&c->dv, next_k, c->keys);
     f.memory = f.worker + workers;
     f.next_sequence = f.next_head = 0;
-    bool serial = threads_count() == 1 || 10 * (double)c->width * attention_pairs(c) < SERIAL_FLOPS;
+    bool serial =
+        threads_count() == 1 || 10 * (double)c->width * attention_most_pairs(c) < SERIAL_FLOPS;
     while (wave_next(&f)) {
         f.interleave = min_i64(f.units, threads_count());
         wave_run(&f, serial);
     }
+    for (int64_t h = 0; h < c->heads && c->dsink.data; h++)
+        ((float *)c->dsink.data)[h] = (float)f.dsink[h];
     return TRIL_OK;
 }
 
