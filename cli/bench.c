@@ -26,8 +26,8 @@ static void print_json(const struct tril_bench_options *o, const struct tril_ben
     tril_build_info_get(&info);
     json_t *root =
         json_pack("{s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:s, s:i, s:s}", "what", o->what,
-                  "dtype", o->dtype, "batch", (json_int_t)o->batch, "seq", (json_int_t)o->seq,
-                  "steps", (json_int_t)o->steps, "peak_flops", r->peak_flops,
+                  "dtype", o->dtype, "batch", (json_int_t)r->batch, "seq", (json_int_t)r->seq,
+                  "steps", (json_int_t)r->steps, "peak_flops", r->peak_flops,
                   "bandwidth_bytes_per_s", r->bandwidth, "peak_rss_bytes", r->peak_rss_bytes, "isa",
                   r->isa, "threads", r->threads, "processor", info.processor);
     if (r->product_count) {

@@ -31,13 +31,17 @@ struct tril_bench_product {
 };
 
 struct tril_bench_result {
+    int64_t batch, seq, steps;                /* as measured, defaults filled in */
     double tokens_per_s;                      /* from the median step */
     double step_ms, step_ms_min, step_ms_max; /* median, fastest, slowest */
     double mfu;                               /* train, prefill: useful FLOPs of the peak */
     double peak_flops;                        /* measured, at this dtype (fp32 arithmetic where the
                                                * processor has no bf16 products) */
-    double bandwidth;                         /* bytes/s, measured: reading over at least 1 GB */
-    double bandwidth_fraction;                /* decode: bytes of weights and cache read, of it */
+    double bandwidth;                         /* bytes/s, measured by reading 1 GB: the best of
+                                               * several passes; decode: the median of passes
+                                               * between the steps */
+    double bandwidth_fraction;                /* decode: bytes of weights and cache that a step
+                                               * must read, of what reads next to it reached */
     double peak_rss_bytes, anonymous_bytes;   /* anonymous: after the steps */
     double parameters;
     const char *isa;

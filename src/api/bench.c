@@ -5,21 +5,52 @@
 
 #include "api/device.h"
 #include "api/source.h"
+#include "base/system.h"
 #include "base/threads.h"
 #include "cpu/cpu.h"
 #include "cpu/probe.h"
 #include "lab/bench.h"
 
+struct bench_kind {
+    const char *name;
+    tril_status (*run)(const struct bench_call *, struct tril_bench_result *, struct tril_error *);
+    bool reads_memory; /* in turns with the work */
+};
+
+static double read_pass(void *probe) {
+    return bandwidth_probe_pass(probe);
+}
+
+/* The bandwidth: a short look for most, and a probe at hand while decoding. The probe's buffer
+ * does not count as the work's memory: the peak is reset when it is gone, or the buffer taken off.
+ */
+static tril_status run(struct bench_call *c, const struct bench_kind *kind,
+                       struct tril_bench_result *r, struct tril_error *err) {
+    struct bandwidth_probe *probe = bandwidth_probe_open();
+    tril_status st;
+    if (!probe)
+        return error_set(err, TRIL_ERR_MEMORY,
+                         "no memory for reading it (1 GB); free some, or use a larger machine");
+    r->bandwidth = bandwidth_probe_best(probe);
+    c->read_pass = read_pass;
+    c->probe = probe;
+    c->probe_bytes = bandwidth_probe_bytes(probe);
+    if (!kind->reads_memory) {
+        bandwidth_probe_close(probe);
+        probe = NULL;
+        memory_reset_peak();
+    }
+    st = kind->run(c, r, err);
+    bandwidth_probe_close(probe);
+    return st;
+}
+
 tril_status tril_bench(const struct tril_bench_options *o, struct tril_bench_result *r,
                        struct tril_error *err) {
-    static const struct {
-        const char *name;
-        tril_status (*run)(const struct bench_call *, struct tril_bench_result *,
-                           struct tril_error *);
-    } kinds[] = {{"train", bench_train},
-                 {"prefill", bench_prefill},
-                 {"decode", bench_decode},
-                 {"gemm", bench_products}};
+    static const struct bench_kind kinds[] = {{"train", bench_train, false},
+                                              {"prefill", bench_prefill, false},
+                                              {"decode", bench_decode, true},
+                                              {"gemm", bench_products, false}};
     struct op_context ctx = {0};
     struct model_config config;
     struct bench_call c = {.ctx = &ctx,
@@ -48,10 +79,12 @@ tril_status tril_bench(const struct tril_bench_options *o, struct tril_bench_res
                        "--batch times --seq, or --steps, is beyond what can be measured");
         goto done;
     }
+    r->batch = c.batch;
+    r->seq = c.seq;
+    r->steps = c.steps;
     TRY(device_open(&ctx, o->device, err));
     r->peak_flops = cpu_probe_peak_flops(c.dtype, threads_count());
-    r->bandwidth = cpu_probe_bandwidth(threads_count());
-    TRY(kinds[kind].run(&c, r, err));
+    TRY(run(&c, &kinds[kind], r, err));
     /* The machine may have been slowed by others at the first look. */
     double again = cpu_probe_peak_flops(c.dtype, threads_count());
     if (again > r->peak_flops) {

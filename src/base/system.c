@@ -44,6 +44,14 @@ size_t memory_peak_rss(void) {
     return proc_kilobytes("/proc/self/status", "VmHWM");
 }
 
+void memory_reset_peak(void) {
+    FILE *f = fopen("/proc/self/clear_refs", "w");
+    if (f) {
+        fputs("5", f); /* Linux: proc_pid_clear_refs(5) */
+        fclose(f);
+    }
+}
+
 size_t memory_anonymous(void) {
     return proc_kilobytes("/proc/self/status", "RssAnon");
 }

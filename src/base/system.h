@@ -9,6 +9,7 @@
 double clock_seconds(void); /* monotonic */
 /* Peak resident set of this process (VmHWM), and current anonymous memory (RssAnon); 0 unknown. */
 size_t memory_peak_rss(void);
+void memory_reset_peak(void); /* begins the peak anew, where the kernel lets us */
 size_t memory_anonymous(void);
 size_t memory_total(void); /* of the machine or the control group, whichever is smaller */
 double cpu_quota(void);    /* processors' worth of time that the control group grants; 0 no limit */

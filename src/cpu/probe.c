@@ -1,6 +1,8 @@
 /* Probing: each worker runs the level's loop; the slowest worker's time counts. */
 #include "cpu/probe.h"
 
+#include <stdlib.h>
+
 #include "base/memory.h"
 #include "base/system.h"
 #include "base/threads.h"
@@ -106,31 +108,59 @@ static void touch_work(void *arg, int64_t begin, int64_t end, int worker) {
         data[i] = 1;
 }
 
-double cpu_probe_bandwidth(int threads) {
-    static const int streams[] = {1, 2, 4, 8};
-    size_t bytes = memory_total() < ((size_t)4 << 30) ? (size_t)256 << 20 : (size_t)1 << 30;
-    struct tril_error ignored;
+#define READ_CHUNKS 256
+
+struct bandwidth_probe {
+    struct read_job job;
     void *data;
-    double best = 0;
-    int before = threads_count(), chunks = 256;
-    if (mem_alloc(&data, bytes, "the bandwidth probe", &ignored) != TRIL_OK)
-        return 0;
-    if (threads < 1)
-        threads = before;
-    threads_set(threads);
-    struct read_job job = {.loop = levels[cpu_level_active()].read,
-                           .data = data,
-                           .chunk = (int64_t)(bytes / sizeof(float)) / chunks};
-    parallel_for(chunks, 1, touch_work, &job);
+    size_t bytes;
+    double best;
+};
+
+double bandwidth_probe_pass(struct bandwidth_probe *p) {
+    double begun = clock_seconds();
+    parallel_for(READ_CHUNKS, 1, read_work, &p->job);
+    double rate = (double)p->bytes / (clock_seconds() - begun);
+    p->best = rate > p->best ? rate : p->best;
+    return rate;
+}
+
+struct bandwidth_probe *bandwidth_probe_open(void) {
+    static const int streams[] = {1, 2, 4, 8};
+    struct bandwidth_probe *p = calloc(1, sizeof *p);
+    if (!p)
+        return NULL;
+    p->bytes = memory_total() < ((size_t)4 << 30) ? (size_t)256 << 20 : (size_t)1 << 30;
+    if (mem_alloc(&p->data, p->bytes, "the bandwidth probe", NULL) != TRIL_OK) {
+        free(p);
+        return NULL;
+    }
+    p->job = (struct read_job){.loop = levels[cpu_level_active()].read,
+                               .data = p->data,
+                               .chunk = (int64_t)(p->bytes / sizeof(float)) / READ_CHUNKS};
+    parallel_for(READ_CHUNKS, 1, touch_work, &p->job);
+    int best_form = 1;
     for (int form = 0; form < 4; form++)
         for (int attempt = 0; attempt < 2; attempt++) {
-            job.streams = streams[form];
-            double begun = clock_seconds();
-            parallel_for(chunks, 1, read_work, &job);
-            double rate = (double)bytes / (clock_seconds() - begun);
-            best = rate > best ? rate : best;
+            double before = p->best;
+            p->job.streams = streams[form];
+            bandwidth_probe_pass(p);
+            best_form = p->best > before ? streams[form] : best_form;
         }
-    threads_set(before == threads_available() ? 0 : before);
-    mem_free(data);
-    return best;
+    p->job.streams = best_form;
+    return p;
+}
+
+double bandwidth_probe_best(const struct bandwidth_probe *p) {
+    return p->best;
+}
+
+double bandwidth_probe_bytes(const struct bandwidth_probe *p) {
+    return (double)p->bytes;
+}
+
+void bandwidth_probe_close(struct bandwidth_probe *p) {
+    if (p)
+        mem_free(p->data);
+    free(p);
 }

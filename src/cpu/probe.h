@@ -10,9 +10,15 @@
  */
 double cpu_probe_peak_flops(enum dtype t, int threads);
 
-/* Bytes per second at which `threads` threads read a buffer of 1 GB (256 MB on machines with less
- * than 4 GB), the best of several passes of several forms of loop. Takes about a second; 0 when the
- * buffer cannot be had. */
-double cpu_probe_bandwidth(int threads);
+/* Reading memory: all threads read a buffer of 1 GB (256 MB on machines with less than 4 GB), in
+ * the form of loop that was the fastest of several when it was opened. On a shared machine the rate
+ * drifts, so a pass can be repeated next to whatever it is compared with. */
+struct bandwidth_probe;
+/* Takes about a second. NULL when the buffer cannot be had. */
+struct bandwidth_probe *bandwidth_probe_open(void);
+double bandwidth_probe_best(const struct bandwidth_probe *p);  /* bytes per second, of all passes */
+double bandwidth_probe_pass(struct bandwidth_probe *p);        /* of one pass more (tens of ms) */
+double bandwidth_probe_bytes(const struct bandwidth_probe *p); /* that it occupies */
+void bandwidth_probe_close(struct bandwidth_probe *p);
 
 #endif

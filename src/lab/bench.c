@@ -18,11 +18,15 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+/* Sorts. */
+static double median_of(double *x, int64_t n) {
+    qsort(x, (size_t)n, sizeof *x, ascending);
+    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
+}
+
 /* Median, fastest and slowest of `steps` times; sorts them. */
 static void summarise(struct tril_bench_result *r, double *seconds, int64_t steps, double tokens) {
-    qsort(seconds, (size_t)steps, sizeof *seconds, ascending);
-    double median =
-        steps % 2 ? seconds[steps / 2] : (seconds[steps / 2 - 1] + seconds[steps / 2]) / 2;
+    double median = median_of(seconds, steps);
     r->step_ms = median * 1e3;
     r->step_ms_min = seconds[0] * 1e3;
     r->step_ms_max = seconds[steps - 1] * 1e3;
@@ -203,8 +207,15 @@ static double decode_bytes(const struct bench_call *c, double tokens_cached) {
     return (n.attention + n.ffn + head) * size + n.norms * 4 + kv;
 }
 
+#define DECODE_STRETCHES 20
+
+/* The machine's bandwidth drifts with its neighbours, so memory is read once before and after each
+ * of up to 20 stretches of steps: the fraction is the median over the stretches of (bytes a step
+ * must read / its median time) / (mean of the two reads). */
 tril_status bench_decode(const struct bench_call *c, struct tril_bench_result *r,
                          struct tril_error *err) {
+    double fraction[DECODE_STRETCHES], rate[DECODE_STRETCHES + 1];
+    int stretches = c->steps < DECODE_STRETCHES ? (int)c->steps : DECODE_STRETCHES;
     struct inference x = {0};
     struct model_counts counts;
     struct progress progress;
@@ -224,18 +235,28 @@ tril_status bench_decode(const struct bench_call *c, struct tril_bench_result *r
             x.rows[s] = (int32_t)s;
     }
     b.offsets = offsets;
-    for (int64_t step = -3; step < c->steps; step++) {
-        double begun = clock_seconds();
+    for (int warm = 0; warm < 3; warm++)
         TRY(model_forward(x.m, x.w, &b, x.logits, err));
-        if (step >= 0)
+    rate[0] = c->read_pass(c->probe);
+    for (int64_t k = 0, step = 0; k < stretches; k++) {
+        int64_t first = step, end = c->steps * (k + 1) / stretches;
+        for (; step < end; step++) {
+            double begun = clock_seconds();
+            TRY(model_forward(x.m, x.w, &b, x.logits, err));
             seconds[step] = clock_seconds() - begun;
-        progress_update(&progress, step + 1, NULL);
+            progress_update(&progress, step + 1, NULL);
+        }
+        rate[k + 1] = c->read_pass(c->probe);
+        double bytes = decode_bytes(c, (double)(c->seq + 3) + (double)(first + end) / 2);
+        fraction[k] = bytes / median_of(seconds + first, end - first) * 2 / (rate[k] + rate[k + 1]);
     }
     summarise(r, seconds, c->steps, (double)c->batch);
     model_count(c->config, c->seq, &counts);
     r->parameters = counts.total;
-    r->bandwidth_fraction =
-        decode_bytes(c, (double)c->seq + (double)c->steps / 2) / (r->step_ms * 1e-3) / r->bandwidth;
+    r->peak_rss_bytes -= c->probe_bytes;
+    r->anonymous_bytes -= c->probe_bytes;
+    r->bandwidth = median_of(rate, stretches + 1);
+    r->bandwidth_fraction = median_of(fraction, stretches);
     r->mfu = (counts.flops_attention + counts.flops_scores + counts.flops_ffn + counts.flops_head) *
              r->tokens_per_s / r->peak_flops;
 done:

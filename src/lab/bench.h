@@ -11,10 +11,13 @@ struct bench_call {
     int64_t batch, seq, steps;
     enum dtype dtype;
     enum recompute recompute;
+    double (*read_pass)(void *probe); /* bytes/s of reading memory once more, now; decoding only */
+    void *probe;
+    double probe_bytes; /* of memory that the probe holds meanwhile */
 };
 
-/* Each fills the timing fields of *r (see tril/bench.h); r->peak_flops and r->bandwidth are set
- * already. Tokens and weights are random. */
+/* Each fills the timing fields of *r (see tril/bench.h); r->peak_flops is set already. Tokens and
+ * weights are random. */
 tril_status bench_train(const struct bench_call *c, struct tril_bench_result *r,
                         struct tril_error *err);
 tril_status bench_prefill(const struct bench_call *c, struct tril_bench_result *r,
