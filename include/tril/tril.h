@@ -22,7 +22,6 @@ const char *tril_version(void);
 struct tril_build_info {
     const char *version, *compiler;
     const char *onednn;         /* its version, or NULL: built without */
-    const char *parallel;       /* "OpenMP" | "pthreads" */
     const char *processor;      /* as the operating system names it */
     const char *isa, *isa_best; /* level in use (TRIL_CPU forces it down), best of the machine */
     int threads;

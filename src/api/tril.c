@@ -31,11 +31,6 @@ void tril_build_info_get(struct tril_build_info *info) {
         .compiler = "gcc " __VERSION__,
 #endif
         .onednn = ONEDNN_VERSION,
-#ifdef TRIL_PTHREADS
-        .parallel = "pthreads",
-#else
-        .parallel = "OpenMP",
-#endif
         .processor = cpu_model_name(),
         .isa = cpu_level_name(cpu_level_active()),
         .isa_best = cpu_level_name(cpu_level_available()),

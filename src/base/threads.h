@@ -1,8 +1,8 @@
 /* Threads: one parallel loop. Work is cut into fixed chunks of `grain` items, whatever the number
  * of threads, so that anything reduced per chunk is reproducible; threads take chunks as they come.
  *
- * Built on OpenMP (the pool that oneDNN uses too), or on plain pthreads with -DTRIL_PTHREADS=ON
- * (for ThreadSanitizer, which libgomp confuses). A loop called from inside a loop runs serially. */
+ * A pool of plain pthreads. A loop called from inside a loop runs serially, as does one that finds
+ * the pool taken by another thread's loop. */
 #ifndef BASE_THREADS_H
 #define BASE_THREADS_H
 

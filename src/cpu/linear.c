@@ -11,9 +11,9 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/memory.h"
+#include "base/slab.h"
 #include "base/threads.h"
 #include "cpu/cpu.h"
 #include "cpu/gemm.h"
@@ -23,6 +23,7 @@ struct packed_weight {
     int64_t outputs, inputs;
     enum dtype type;          /* of the panels */
     void *forward, *backward; /* panels of w and of its transpose; NULL: not packed */
+    struct slab *forward_slab, *backward_slab;
 };
 
 /* ---------------------------------------------------------------- weights */
@@ -46,19 +47,9 @@ static struct gemm_operand operand(const struct tensor *t, bool transposed) {
                                  .transposed = transposed};
 }
 
-/* Large pages: fewer faults while packing, fewer look-ups while weights stream. Only advice. */
-static tril_status panels_alloc(void **out, int64_t bytes, struct tril_error *err) {
-    tril_status st = mem_alloc(out, (size_t)bytes, "the packed weights", err);
-    if (st == TRIL_OK && bytes >= (4 << 20)) {
-        uintptr_t page = 4096, begin = ((uintptr_t)*out + page - 1) / page * page;
-        uintptr_t end = ((uintptr_t)*out + (uintptr_t)bytes) / page * page;
-        madvise((void *)begin, end - begin, MADV_HUGEPAGE);
-    }
-    return st;
-}
-
 tril_status linear_weight_prepare(const struct gemm_kernels *kernels, struct weight *w,
                                   unsigned uses, struct tril_error *err) {
+    static const char what[] = "the packed weights";
     tril_status st = TRIL_OK;
     linear_weight_release(w);
     w->uses = uses;
@@ -76,9 +67,11 @@ tril_status linear_weight_prepare(const struct gemm_kernels *kernels, struct wei
     *p = (struct packed_weight){
         .outputs = v->shape[0], .inputs = v->shape[1], .type = panel_type(v->dtype)};
     if (packs_forward(uses))
-        TRY(panels_alloc(&p->forward, gemm_panels_bytes(p->outputs, p->inputs, p->type), err));
+        TRY(slab_alloc(&p->forward_slab, &p->forward,
+                       (size_t)gemm_panels_bytes(p->outputs, p->inputs, p->type), what, err));
     if (packs_backward(uses))
-        TRY(panels_alloc(&p->backward, gemm_panels_bytes(p->inputs, p->outputs, p->type), err));
+        TRY(slab_alloc(&p->backward_slab, &p->backward,
+                       (size_t)gemm_panels_bytes(p->inputs, p->outputs, p->type), what, err));
     TRY(linear_weight_refresh(kernels, w));
 done:
     if (st != TRIL_OK)
@@ -103,8 +96,8 @@ void linear_weight_release(struct weight *w) {
     struct packed_weight *p = w->state;
     if (!p)
         return;
-    mem_free(p->forward);
-    mem_free(p->backward);
+    slab_release(p->forward_slab);
+    slab_release(p->backward_slab);
     mem_free(p);
     w->state = NULL;
 }
@@ -125,9 +118,9 @@ static _Atomic int engine = -1;
 enum linear_engine linear_engine_get(void) {
     int e = atomic_load_explicit(&engine, memory_order_relaxed);
     if (e < 0) {
-        static const char *const names[] = {"auto", "own", "fma", "onednn"};
+        static const char *const names[] = {"own", "fma", "onednn"};
         const char *s = getenv("TRIL_GEMM");
-        e = LINEAR_AUTO;
+        e = LINEAR_OWN;
         for (int i = 0; s && i < (int)(sizeof names / sizeof *names); i++)
             if (strcmp(s, names[i]) == 0)
                 e = i;
@@ -140,24 +133,10 @@ void linear_engine_set(enum linear_engine e) {
     atomic_store(&engine, e);
 }
 
-enum product { FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT };
-
-/* The table of "auto". oneDNN where it is faster (measured at GPT-2's shapes, N = 1024, on AVX2:
- * fp32 1.05 to 1.2 times, docs/benchmarks.md; AVX-512 supposed to be alike) and nothing else
- * speaks:
- *
- *   forward, any dtype    own: the order of summation may not depend on N (ops.h)
- *   backward, bf16        own: oneDNN has none below AVX-512, and AMX tiles ask for our packing
- *   backward, fp32        oneDNN from AVX2 up for large products; for small ones its way of sharing
- *                         k among threads would make the bits depend on their number
- *   generic, mixed dtype  own */
-#define LARGE 256
-static bool auto_onednn(enum product product, const struct gemm *g) {
-    enum cpu_level level = cpu_level_active();
-    return product != FORWARD && g->a.type == DT_F32 && g->b.type == DT_F32 && g->a.rows >= LARGE &&
-           g->b.rows >= LARGE && g->a.k >= LARGE && level != CPU_GENERIC && level != CPU_EMU512;
-}
-
+/* Our own product is the default everywhere: its order of summation depends on no batch and on no
+ * number of threads, and its loops share our pool. oneDNN's fp32 is 3 to 5% faster at GPT-2's
+ * shapes on AVX2 while its own threads have the processors to themselves, and slower where they
+ * meet ours (docs/benchmarks.md); TRIL_GEMM=onednn asks for it. */
 struct finish {
     const struct gemm_kernels *kernels;
     const struct gemm *g;
@@ -198,11 +177,10 @@ static bool run_onednn(const struct gemm_kernels *kernels, struct op_context *ct
 }
 
 static tril_status run(const struct gemm_kernels *kernels, struct op_context *ctx,
-                       enum product product, const struct gemm *g, struct tril_error *err) {
+                       const struct gemm *g, struct tril_error *err) {
     struct gemm_kernels fma;
     enum linear_engine e = linear_engine_get();
-    if ((e == LINEAR_ONEDNN || (e == LINEAR_AUTO && auto_onednn(product, g))) &&
-        run_onednn(kernels, ctx, g))
+    if (e == LINEAR_ONEDNN && run_onednn(kernels, ctx, g))
         return TRIL_OK;
     if (e == LINEAR_FMA) {
         fma = *kernels;
@@ -253,7 +231,7 @@ tril_status linear_forward_with(const struct gemm_kernels *kernels, struct op_co
                              .activation = p ? p->activation : ACT_NONE}};
     weight_operand(&g, &args[W], p, false);
     tril_status st = check_values(&g, "linear_forward", err);
-    return st == TRIL_OK ? run(kernels, ctx, FORWARD, &g, err) : st;
+    return st == TRIL_OK ? run(kernels, ctx, &g, err) : st;
 }
 
 tril_status linear_backward_input_with(const struct gemm_kernels *kernels, struct op_context *ctx,
@@ -265,7 +243,7 @@ tril_status linear_backward_input_with(const struct gemm_kernels *kernels, struc
                      .out = {.y = dx->data, .type = dx->dtype, .ld = dx->stride[0]}};
     weight_operand(&g, &args[W], params, true);
     tril_status st = check_values(&g, "linear_backward_input", err);
-    return st == TRIL_OK ? run(kernels, ctx, BACKWARD_INPUT, &g, err) : st;
+    return st == TRIL_OK ? run(kernels, ctx, &g, err) : st;
 }
 
 tril_status linear_backward_weight_with(const struct gemm_kernels *kernels, struct op_context *ctx,
@@ -282,5 +260,5 @@ tril_status linear_backward_weight_with(const struct gemm_kernels *kernels, stru
                              .residual = p->overwrite ? NULL : dw->data,
                              .residual_ld = dw->stride[0]},
                      .row_sums = args[DBIAS].data};
-    return run(kernels, ctx, BACKWARD_WEIGHT, &g, err);
+    return run(kernels, ctx, &g, err);
 }

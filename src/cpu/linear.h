@@ -25,8 +25,7 @@ int64_t linear_weight_bytes(int64_t outputs, int64_t inputs, enum dtype t, unsig
 /* Who multiplies. The environment's TRIL_GEMM says it by name, for comparisons; a test may change
  * it (between operations). */
 enum linear_engine {
-    LINEAR_AUTO,   /* "auto": by the table in linear.c */
-    LINEAR_OWN,    /* "own": tril's kernels */
+    LINEAR_OWN,    /* "own": tril's kernels, the default */
     LINEAR_FMA,    /* "fma": tril's kernels without AMX tiles */
     LINEAR_ONEDNN, /* "onednn": that library, where it is built in and has the product */
 };

@@ -15,6 +15,7 @@ bool onednn_gemm(const struct gemm_operand *a, const struct gemm_operand *b, flo
 #else
 
 #include <dnnl.h>
+#include <omp.h>
 #include <pthread.h>
 
 #include "base/memory.h"
@@ -232,7 +233,7 @@ bool onednn_gemm(const struct gemm_operand *a, const struct gemm_operand *b, flo
     library();
     if (a->rows == 0 || b->rows == 0 || a->k == 0 || !a->data || !b->data)
         return false;
-    threads_count(); /* passes the number on to OpenMP, which the library asks */
+    omp_set_num_threads(threads_count()); /* of the calling thread; the library asks OpenMP */
     if (a->type == DT_F32 && b->type == DT_F32)
         return dnnl_sgemm(a->transposed ? 'T' : 'N', b->transposed ? 'N' : 'T', a->rows, b->rows,
                           a->k, 1.0f, a->data, a->ld, b->data, b->ld, accumulate ? 1.0f : 0.0f, c,
