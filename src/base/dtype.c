@@ -101,6 +101,18 @@ static float load_f32(const void *src, enum dtype t, size_t i) {
     }
 }
 
+/* f32_to_bf16 without a branch, so that the compiler makes vectors of it. */
+static void narrow_bf16(uint16_t *restrict dst, const float *restrict src, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &src[i], sizeof bits);
+        uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        uint32_t quiet = (bits >> 16) | 0x40u;
+        uint32_t nan = 0u - (uint32_t)((bits & 0x7fffffffu) > 0x7f800000u);
+        dst[i] = (uint16_t)((quiet & nan) | (rounded & ~nan));
+    }
+}
+
 void dtype_convert(void *dst, enum dtype dst_type, const void *src, enum dtype src_type, size_t n) {
     if (dst_type == src_type) {
         if (dst != src && n > 0)
@@ -108,6 +120,15 @@ void dtype_convert(void *dst, enum dtype dst_type, const void *src, enum dtype s
         return;
     }
     const double *wide = src;
+    if (dst_type == DT_BF16 && src_type == DT_F32) { /* loading weights: worth loops of their own */
+        narrow_bf16(dst, src, n);
+        return;
+    }
+    if (dst_type == DT_F32 && src_type == DT_BF16) {
+        for (size_t i = 0; i < n; i++)
+            ((float *)dst)[i] = bf16_to_f32(((const uint16_t *)src)[i]);
+        return;
+    }
     for (size_t i = 0; i < n; i++) {
         if (dst_type == DT_F64) {
             ((double *)dst)[i] = load_f32(src, src_type, i);

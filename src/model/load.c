@@ -134,27 +134,36 @@ struct transposition {
     size_t size; /* of an element */
 };
 
-/* Rows [begin, end) of the result, in tiles that stay in the first-level cache. */
+/* Rows [r0, r1) and columns [c0, c1) of the result, at most TILE each: whole runs are read, and the
+ * turning happens in the first-level cache. `size` is a constant where it is inlined, so that the
+ * compiler makes moves of the copies; the file's data may be unaligned. */
+#define TILE 32
+static inline __attribute__((always_inline)) void transpose_tile(const struct transposition *t,
+                                                                 const size_t size, int64_t r0,
+                                                                 int64_t r1, int64_t c0,
+                                                                 int64_t c1) {
+    char tile[TILE * TILE * 8];
+    for (int64_t c = c0; c < c1; c++)
+        memcpy(tile + (size_t)(c - c0) * TILE * size, t->from + (size_t)(c * t->stride + r0) * size,
+               (size_t)(r1 - r0) * size);
+    for (int64_t r = r0; r < r1; r++)
+        for (int64_t c = c0; c < c1; c++)
+            memcpy(t->to + (size_t)(r * t->columns + c) * size,
+                   tile + (size_t)((c - c0) * TILE + r - r0) * size, size);
+}
+
+/* Rows [begin, end) of the result, TILE at most. */
 static void transpose_rows(void *arg, int64_t begin, int64_t end, int worker) {
     const struct transposition *t = arg;
     (void)worker;
-    const int64_t tile = 32;
-    for (int64_t c0 = 0; c0 < t->columns; c0 += tile) {
-        int64_t c1 = c0 + tile < t->columns ? c0 + tile : t->columns;
-        for (int64_t r = begin; r < end; r++) {
-            for (int64_t c = c0; c < c1; c++) {
-                char *to = t->to + (size_t)(r * t->columns + c) * t->size;
-                const char *from = t->from + (size_t)(c * t->stride + r) * t->size;
-                /* Fixed sizes, so that the compiler makes moves of them; the file's data may be
-                 * unaligned. */
-                if (t->size == 4)
-                    memcpy(to, from, 4);
-                else if (t->size == 2)
-                    memcpy(to, from, 2);
-                else
-                    memcpy(to, from, t->size);
-            }
-        }
+    for (int64_t c0 = 0; c0 < t->columns; c0 += TILE) {
+        int64_t c1 = c0 + TILE < t->columns ? c0 + TILE : t->columns;
+        if (t->size == 4)
+            transpose_tile(t, 4, begin, end, c0, c1);
+        else if (t->size == 2)
+            transpose_tile(t, 2, begin, end, c0, c1);
+        else
+            transpose_tile(t, 8, begin, end, c0, c1);
     }
 }
 
@@ -173,7 +182,7 @@ static tril_status part_read(const struct st_tensor *t, const struct param_row *
         if (p->transposed) {
             struct transposition w = {stage, (const char *)t->data + (size_t)at * size, columns,
                                       p->row_count, size};
-            parallel_for(n, 32, transpose_rows, &w);
+            parallel_for(n, TILE, transpose_rows, &w);
         } else {
             memcpy(stage, (const char *)t->data + (size_t)(at * columns) * size,
                    (size_t)(n * columns) * size);
