@@ -204,11 +204,14 @@ static void forward_head(struct recurrence *r, int64_t s, int64_t kv_head) {
 
 static tril_status forward_reference(struct op_context *ctx, const struct tensor *args,
                                      const void *params, struct tril_error *err) {
-    (void)ctx;
     struct linear_attention_call c;
     struct recurrence r = {0};
     tril_status st;
     TRY(linear_attention_unpack_forward(&c, args, params, err));
+    if (ctx->measuring) {
+        op_scratch(ctx, 0);
+        goto done;
+    }
     TRY(recurrence_create(&r, &c, err));
     int64_t next = 0; /* rows before this are written */
     for (int64_t s = 0; s < c.sequences; s++) {
@@ -298,11 +301,14 @@ static void backward_head(struct recurrence *r, int64_t s, int64_t kv_head) {
 
 static tril_status backward_reference(struct op_context *ctx, const struct tensor *args,
                                       const void *params, struct tril_error *err) {
-    (void)ctx;
     struct linear_attention_call c;
     struct recurrence r = {0};
     tril_status st;
     TRY(linear_attention_unpack_backward(&c, args, params, err));
+    if (ctx->measuring) {
+        op_scratch(ctx, 0);
+        goto done;
+    }
     TRY(recurrence_create(&r, &c, err));
     int64_t next = 0;
     for (int64_t s = 0; s <= c.sequences; s++) {
@@ -414,6 +420,7 @@ const struct op_info op_info_linear_attention_forward = {
     .test_fill = fill,
     .flops = forward_flops,
     .reduction = reduction,
+    .scratch_first = true,
 };
 
 const struct op_info op_info_linear_attention_backward = {
@@ -426,6 +433,7 @@ const struct op_info op_info_linear_attention_backward = {
     .test_fill = fill,
     .flops = backward_flops,
     .reduction = reduction,
+    .scratch_first = true,
 };
 
 /* ------------------------------------------------------------------ typed calls */

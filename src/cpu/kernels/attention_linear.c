@@ -22,7 +22,7 @@
 #include <math.h>
 
 #include "base/threads.h"
-#include "cpu/kernels/attention_tile.h"
+#include "cpu/kernels/attention_matrix.h"
 #include "ops/linear_attention.h"
 
 #define CHUNK 96 /* a multiple of every TILE_ROWS and PANEL */
@@ -113,13 +113,6 @@ static void slope_row(float *x, const float *phi, int64_t d) {
         vf_store(x + t, vf_load(x + t) * vf_min(vf_set(1.0f), vf_load(phi + t)));
 }
 
-static float row_dot(const float *a, const float *b, int64_t ld) {
-    vf sum = vf_zero();
-    for (int64_t t = 0; t < ld; t += VF_WIDTH)
-        sum = vf_fma(vf_load(a + t), vf_load(b + t), sum);
-    return vf_sum(sum);
-}
-
 /* y += factor x */
 static void row_add(float *y, float factor, const float *x, int64_t ld) {
     for (int64_t t = 0; t < ld; t += VF_WIDTH)
@@ -131,9 +124,7 @@ static void row_add(float *y, float factor, const float *x, int64_t ld) {
 /* Rows [first, first + count) of head h as fp32, zeros up to `padded` rows and ld columns. */
 static void load_rows(const struct linear *f, float *out, const struct tensor *x, int64_t first,
                       int64_t h, const struct chunk *b) {
-    for (int64_t i = 0; i < b->rows; i++)
-        row_to_float(out + i * f->ld, element(x, first + i, h), x->dtype, f->c.width, f->ld, 1);
-    memset(out + b->rows * f->ld, 0, (size_t)((b->padded - b->rows) * f->ld) * 4);
+    matrix_load(out, f->ld, x, first, h, b->rows, b->padded, 1);
 }
 
 static void load_features(const struct linear *f, float *out, const struct tensor *x, int64_t first,
@@ -141,60 +132,6 @@ static void load_features(const struct linear *f, float *out, const struct tenso
     load_rows(f, out, x, first, h, b);
     for (int64_t i = 0; i < b->rows; i++)
         feature_row(out + i * f->ld, f->c.width, f->ld);
-}
-
-static void store_rows(const struct linear *f, const struct tensor *x, int64_t first, int64_t h,
-                       const float *in, int64_t rows) {
-    for (int64_t i = 0; i < rows; i++)
-        row_from_float((void *)(uintptr_t)element(x, first + i, h), x->dtype, in + i * f->ld,
-                       f->c.width, 1);
-}
-
-/* out [columns, rows] = x^T for x [rows, columns], both counts rounded up to whole vectors. */
-static void transpose_matrix(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t rows,
-                             int64_t columns) {
-    for (int64_t r = 0; r < rows; r += VF_WIDTH)
-        for (int64_t t = 0; t < columns; t += VF_WIDTH) {
-            vf y[VF_WIDTH];
-#pragma GCC unroll 16
-            for (int i = 0; i < VF_WIDTH; i++)
-                y[i] = vf_load(x + (r + i) * ldx + t);
-            transpose(y);
-#pragma GCC unroll 16
-            for (int i = 0; i < VF_WIDTH; i++)
-                vf_store(out + (t + i) * ldo + r, y[i]);
-        }
-}
-
-/* c [rows, columns] = or += a b over n; a[i][t] is a[i * row_step + t * t_step]; rows rounded up to
- * TILE_ROWS, columns to vectors. */
-SIMD void product(bool add, int64_t rows, int64_t columns, int64_t n, const float *a,
-                  int64_t row_step, int64_t t_step, const float *b, int64_t ldb, float *c,
-                  int64_t ldc) {
-    enum tile_start start = add ? START_ADD : START_ZERO;
-    int64_t t = 0;
-    for (; t + VF_WIDTH < columns; t += PANEL)
-        for (int64_t r = 0; r < rows; r += TILE_ROWS)
-            tile(TILE_ROWS, 2, start, n, a + r * row_step, row_step, t_step, b + t, ldb,
-                 c + r * ldc + t, ldc, NULL);
-    for (; t < columns; t += PANEL)
-        for (int64_t r = 0; r < rows; r += TILE_ROWS)
-            tile(TILE_ROWS, 1, start, n, a + r * row_step, row_step, t_step, b + t, ldb,
-                 c + r * ldc + t, ldc, NULL);
-}
-static void multiply(int64_t rows, int64_t columns, int64_t n, const float *a, int64_t lda,
-                     const float *b, int64_t ldb, float *c, int64_t ldc) {
-    product(false, rows, columns, n, a, lda, 1, b, ldb, c, ldc);
-}
-static void multiply_add(int64_t rows, int64_t columns, int64_t n, const float *a, int64_t lda,
-                         const float *b, int64_t ldb, float *c, int64_t ldc) {
-    product(true, rows, columns, n, a, lda, 1, b, ldb, c, ldc);
-}
-/* The same for a stored transposed: [n, rows], lda floats from t to t. */
-static void multiply_transposed_add(int64_t rows, int64_t columns, int64_t n, const float *a,
-                                    int64_t lda, const float *b, int64_t ldb, float *c,
-                                    int64_t ldc) {
-    product(true, rows, columns, n, a, 1, lda, b, ldb, c, ldc);
 }
 
 /* a = tril(x y_t - shift) within a chunk; tile by tile up to the diagonal, zeros beyond it there.
@@ -497,12 +434,12 @@ static void backward_chunk(const struct linear *f, const struct unit *u, int64_t
         }
         for (int64_t n = 0; n < b.rows; n++)
             slope_row(b.out + n * ld, b.q + n * ld, d);
-        store_rows(f, &c->dq, first, h, b.out, b.rows);
+        matrix_store(&c->dq, first, h, b.out, ld, b.rows, 1);
     }
     for (int64_t n = 0; n < b.rows; n++)
         slope_row(b.dk + n * ld, b.k + n * ld, d);
-    store_rows(f, &c->dk, first, u->kv_head, b.dk, b.rows);
-    store_rows(f, &c->dv, first, u->kv_head, b.dv, b.rows);
+    matrix_store(&c->dk, first, u->kv_head, b.dk, ld, b.rows, 1);
+    matrix_store(&c->dv, first, u->kv_head, b.dv, ld, b.rows, 1);
 }
 
 static void run_backward(void *arg, int64_t begin, int64_t end, int worker) {
@@ -581,22 +518,18 @@ static void wave_run(const struct linear *f) {
 
 /* Rows of x that belong to no sequence get zeros. */
 static void clear_gaps(const struct linear *f, const struct tensor *x) {
-    int64_t n = 0;
-    for (int64_t s = 0; s <= f->c.sequences; s++) {
-        int64_t end = s < f->c.sequences ? f->c.q_offsets[s] : f->c.rows;
-        for (; n < end; n++)
-            for (int64_t h = 0; h < x->shape[1]; h++)
-                memset((void *)(uintptr_t)element(x, n, h), 0,
-                       (size_t)(x->shape[2] * dtype_bytes(x->dtype)));
-        if (s < f->c.sequences)
-            n = f->c.q_offsets[s + 1];
+    int64_t next = 0;
+    for (int64_t s = 0; s < f->c.sequences; s++) {
+        matrix_clear(x, next, f->c.q_offsets[s]);
+        next = f->c.q_offsets[s + 1];
     }
+    matrix_clear(x, next, f->c.rows);
 }
 
 static tril_status run(struct linear *f, struct op_context *ctx, const char *name, double flops,
                        struct tril_error *err) {
     f->group = f->c.heads / f->c.kv_heads;
-    f->ld = round_up(round_up(f->c.width, TILE_ROWS), VF_WIDTH);
+    f->ld = matrix_columns(f->c.width);
     f->state_floats = round_up((f->ld + 1) * f->ld, 16);
     f->serial = threads_count() == 1 || flops < SERIAL_FLOPS;
     f->memory = NULL;
@@ -608,8 +541,13 @@ static tril_status run(struct linear *f, struct op_context *ctx, const char *nam
     int64_t workers = f->worker_bytes * threads_count();
     f->worker = op_scratch(ctx, workers + f->memory_bytes);
     if (!f->worker)
-        return error_set(err, TRIL_ERR_MEMORY, "%s: %lld bytes of scratch are not available", name,
-                         (long long)(workers + f->memory_bytes));
+        return op_scratch_error(ctx, name, workers + f->memory_bytes, err);
+    if (f->backward) {
+        clear_gaps(f, &f->c.dq);
+        clear_gaps(f, &f->c.dk);
+        clear_gaps(f, &f->c.dv);
+    } else
+        clear_gaps(f, &f->c.o);
     f->memory = f->worker + workers;
     f->next_sequence = f->next_head = 0;
     while (wave_next(f))
@@ -623,7 +561,6 @@ static tril_status forward(struct op_context *ctx, const struct tensor *args, co
     tril_status st = linear_attention_unpack_forward(&f.c, args, params, err);
     if (st != TRIL_OK)
         return st;
-    clear_gaps(&f, &f.c.o);
     double flops = op_info_get(OP_LINEAR_ATTENTION_FORWARD)->flops(args, params);
     return run(&f, ctx, "linear_attention_forward", flops, err);
 }
@@ -634,9 +571,6 @@ static tril_status backward(struct op_context *ctx, const struct tensor *args, c
     tril_status st = linear_attention_unpack_backward(&f.c, args, params, err);
     if (st != TRIL_OK)
         return st;
-    clear_gaps(&f, &f.c.dq);
-    clear_gaps(&f, &f.c.dk);
-    clear_gaps(&f, &f.c.dv);
     double flops = op_info_get(OP_LINEAR_ATTENTION_BACKWARD)->flops(args, params);
     return run(&f, ctx, "linear_attention_backward", flops, err);
 }
