@@ -376,6 +376,13 @@ static bool sees(const struct attention_call *c, int64_t s, int64_t i, int64_t j
     return visible(attention_rule(c, h), i, attention_position(c, s) + i, j);
 }
 
+double attention_score(const struct attention_call *c, int64_t s, int64_t i, int64_t j, int64_t h) {
+    return score(c, s, i, j, h, NULL);
+}
+bool attention_sees(const struct attention_call *c, int64_t s, int64_t i, int64_t j, int64_t h) {
+    return sees(c, s, i, j, h);
+}
+
 /* What multiplies a probability: 1, or with dropout 0 or 1 / (1 - p). */
 static double kept(const struct attention_call *c, int64_t h, int64_t n, int64_t j) {
     float p = c->params->dropout;

@@ -110,6 +110,11 @@ static inline int64_t attention_visible(const struct attention_call *c, int64_t 
 bool attention_any(const struct attention_call *c, int64_t s, int64_t h0, int64_t h1, int64_t i0,
                    int64_t i1, int64_t j0, int64_t j1);
 
+/* The definition, in double: the score of query i and key j of sequence s and head h, and whether
+ * it counts. */
+double attention_score(const struct attention_call *c, int64_t s, int64_t i, int64_t j, int64_t h);
+bool attention_sees(const struct attention_call *c, int64_t s, int64_t i, int64_t j, int64_t h);
+
 /* Element of the dropout stream for head h, row n of q, key j of the row's sequence. */
 static inline uint64_t attention_dropout_element(const struct attention_call *c, int64_t h,
                                                  int64_t n, int64_t j) {

@@ -333,6 +333,15 @@ tril_status attention_scratch(struct op_context *ctx, const struct attention_inp
                               const struct attention_gradients *g, const struct attention_params *p,
                               int64_t *bytes, struct tril_error *err);
 
+/* The weights of chosen query rows, which the forward does not keep: p [R, H, C] fp32, C >= longest
+ * kv_length: p[r][h][j] = exp(score_ij - lse_i) of row rows[r] (i32 [R], a row of q) and key j of
+ * its sequence; 0 where unseen, beyond the sequence's keys, and for rows of no sequence. Before
+ * dropout. lse [H, N] from the forward (with a sink, the weights add up to less than 1). `in` as
+ * there; v, v_scale and sink are not looked at. O(R C) time and memory a head. */
+tril_status attention_probabilities(struct op_context *ctx, const struct attention_inputs *in,
+                                    struct tensor rows, struct tensor lse, struct tensor p,
+                                    const struct attention_params *params, struct tril_error *err);
+
 /* Linear attention (Katharopoulos et al. 2020) over S sequences of flattened tokens: with phi(x) =
  * elu(x) + 1 in place of the softmax's exponential, every row needs only two sums over the keys it
  * sees,
