@@ -25,19 +25,26 @@ struct problem {
     float softcap, dropout;
     int page_size; /* 0: contiguous */
     int seed;
+    int rules; /* 0: `causal` */
+    struct visible_rule rule[4];
+    bool by_head;   /* head h has rule h mod rules; else all have the first */
+    int bias_heads; /* 0: none */
+    enum dtype bias_type;
+    bool with_sink;
     /* made by problem_make */
     int64_t rows, keys, page_columns;
     struct tensor q, k, v, o, lse, dout, dq, dk, dv;
-    struct tensor offsets, start, length, pages, slopes, step;
+    struct tensor offsets, start, length, pages, slopes, step, bias, dbias, sink, dsink;
+    uint8_t head_rule[16];
     struct attention_params params;
-    void *memory[16];
+    void *memory[24];
     int memories;
 };
 
 static inline void *problem_memory(struct problem *p, size_t bytes) {
     void *m = calloc(1, bytes + 64);
     assert_non_null(m);
-    assert_true(p->memories < 16);
+    assert_true(p->memories < 24);
     p->memory[p->memories++] = m;
     return m;
 }
@@ -145,6 +152,34 @@ static inline void problem_make(struct problem *p) {
             m[h] = exp2f(-8.0f * (float)(h + 1) / (float)H);
         p->slopes = tensor_1d(m, DT_F32, H);
     }
+    p->bias = p->dbias = p->sink = p->dsink = tensor_none();
+    if (p->bias_heads) { /* larger than it must be, gaps between its rows */
+        int64_t A = 2, U = 3;
+        for (int s = 0; s < p->sequences; s++) {
+            A = p->q_length[s] + 2 > A ? p->q_length[s] + 2 : A;
+            U = p->kv_length[s] + 3 > U ? p->kv_length[s] + 3 : U;
+        }
+        size_t cells = (size_t)(p->bias_heads * A * (U + 1));
+        struct tensor *t[2] = {&p->bias, &p->dbias};
+        for (int i = 0; i < 2; i++) {
+            enum dtype type = i ? DT_F32 : p->bias_type;
+            *t[i] =
+                tensor_3d(problem_memory(p, cells * dtype_size(type)), type, p->bias_heads, A, U);
+            t[i]->stride[0] = A * (U + 1);
+            t[i]->stride[1] = U + 1;
+        }
+        problem_fill(p, &p->bias, 5);
+    }
+    if (p->with_sink) {
+        float *m = problem_memory(p, (size_t)H * 8);
+        for (int64_t h = 0; h < H; h++)
+            m[h] = (float)(h % 3) * 1.5f - 1;
+        p->sink = tensor_1d(m, DT_F32, H);
+        p->dsink = tensor_1d(m + H, DT_F32, H);
+    }
+    assert_true(H <= 16);
+    for (int64_t h = 0; h < H; h++)
+        p->head_rule[h] = (uint8_t)(p->by_head && p->rules ? h % p->rules : 0);
     p->params = (struct attention_params){
         .scale = 1 / sqrtf((float)d),
         .softcap = p->softcap,
@@ -180,22 +215,46 @@ static inline struct attention_inputs problem_inputs(const struct problem *p) {
                                      .kv_length = p->length,
                                      .pages = p->pages,
                                      .slopes = p->slopes,
+                                     .bias = p->bias,
+                                     .sink = p->sink,
                                      .step = p->step};
+}
+/* The pointers into p itself, which may be a copy. */
+static inline struct attention_params problem_params(const struct problem *p) {
+    struct attention_params params = p->params;
+    params.rules = p->rules ? p->rule : NULL;
+    params.rule_count = p->rules;
+    params.head_rule = p->by_head ? p->head_rule : NULL;
+    return params;
+}
+static inline struct attention_gradients problem_gradients(const struct problem *p) {
+    return (struct attention_gradients){
+        .dq = p->dq, .dk = p->dk, .dv = p->dv, .dbias = p->dbias, .dsink = p->dsink};
+}
+static inline bool problem_sees(const struct problem *p, int64_t s, int64_t i, int64_t j,
+                                int64_t h) {
+    static const struct visible_rule cut = {.causal = true}, whole = {.causal = false};
+    const struct visible_rule *rule = p->causal ? &cut : &whole;
+    if (p->rules)
+        rule = &p->rule[p->head_rule[h]];
+    return visible(rule, i, i + p->kv_length[s] - p->q_length[s], j);
 }
 static inline tril_status problem_run(struct problem *p, struct op_context *ctx, bool backward,
                                       struct tril_error *err) {
     struct attention_inputs in = problem_inputs(p);
-    struct attention_gradients g = {.dq = p->dq, .dk = p->dk, .dv = p->dv};
+    struct attention_gradients g = problem_gradients(p);
+    struct attention_params params = problem_params(p);
     if (backward)
-        return attention_backward(ctx, &in, p->o, p->lse, p->dout, &g, &p->params, err);
-    return attention_forward(ctx, &in, p->o, p->lse, &p->params, err);
+        return attention_backward(ctx, &in, p->o, p->lse, p->dout, &g, &params, err);
+    return attention_forward(ctx, &in, p->o, p->lse, &params, err);
 }
 static inline tril_status problem_scratch(struct problem *p, struct op_context *ctx, bool backward,
                                           int64_t *bytes, struct tril_error *err) {
     struct attention_inputs in = problem_inputs(p);
-    struct attention_gradients g = {.dq = p->dq, .dk = p->dk, .dv = p->dv};
-    return attention_scratch(ctx, &in, p->o, p->lse, p->dout, backward ? &g : NULL, &p->params,
-                             bytes, err);
+    struct attention_gradients g = problem_gradients(p);
+    struct attention_params params = problem_params(p);
+    return attention_scratch(ctx, &in, p->o, p->lse, p->dout, backward ? &g : NULL, &params, bytes,
+                             err);
 }
 static inline tril_status problem_try_forward(struct problem *p, bool reference,
                                               struct tril_error *err) {
@@ -219,6 +278,8 @@ static inline void problem_backward(struct problem *p, bool reference) {
 /* All elements of a tensor as doubles, malloc'ed. */
 static inline double *tensor_values(const struct tensor *t) {
     int64_t n = t->shape[0] * t->shape[1] * (t->rank == 3 ? t->shape[2] : 1), at = 0;
+    if (!t->data)
+        return NULL;
     double *out = malloc((size_t)(n + 1) * sizeof(double));
     assert_non_null(out);
     for (int64_t i = 0; i < t->shape[0]; i++)
@@ -229,7 +290,7 @@ static inline double *tensor_values(const struct tensor *t) {
     return out;
 }
 static inline int64_t tensor_elements(const struct tensor *t) {
-    return t->shape[0] * t->shape[1] * (t->rank == 3 ? t->shape[2] : 1);
+    return !t->data ? 0 : t->shape[0] * t->shape[1] * (t->rank == 3 ? t->shape[2] : 1);
 }
 
 /* The textbook in the activations' precision: scores, probabilities and gradients of scores as
@@ -252,11 +313,16 @@ static inline void plain(struct problem *p, bool backward) {
     int64_t longest = 1;
     for (int s = 0; s < p->sequences; s++)
         longest = p->kv_length[s] > longest ? p->kv_length[s] : longest;
+    /* A score of exactly 0 from a visible key stays, as exp makes it positive. */
     float *prob = malloc((size_t)longest * 8), *slope = prob + longest;
     float *out = malloc((size_t)d * 8), *dq = out + d;
     size_t kv = (size_t)(p->keys * p->kv_heads * d + 1);
     float *dk = calloc(2 * kv, 4), *dv = dk + kv;
     assert_true(prob && out && dk);
+    for (int64_t h = 0; p->with_sink && backward && h < p->heads; h++)
+        ((float *)p->dsink.data)[h] = 0;
+    if (p->bias_heads && backward)
+        memset(p->dbias.data, 0, (size_t)(p->dbias.shape[0] * p->dbias.stride[0]) * sizeof(float));
     struct attention_call c = {.q_offsets = p->offsets.data,
                                .kv_start = p->start.data,
                                .kv_length = p->length.data,
@@ -268,10 +334,16 @@ static inline void plain(struct problem *p, bool backward) {
     for (int64_t s = 0; s < p->sequences; s++)
         for (int64_t n = c.q_offsets[s]; n < c.q_offsets[s + 1]; n++)
             for (int64_t h = 0; h < p->heads; h++) {
-                int64_t i = n - c.q_offsets[s], seen = attention_visible(&c, s, i, h);
+                int64_t i = n - c.q_offsets[s], seen = p->kv_length[s];
                 int64_t g = h / group, position = p->kv_length[s] - p->q_length[s] + i;
-                float most = -INFINITY, sum = 0, delta = 0;
+                float most = -INFINITY, sum = 0, delta = 0, of_sink = 0;
+                int64_t hb = p->bias_heads == 1 ? 0 : h;
+                if (p->with_sink)
+                    most = ((float *)p->sink.data)[h];
                 for (int64_t j = 0; j < seen; j++) {
+                    prob[j] = -INFINITY;
+                    if (!problem_sees(p, s, i, j, h))
+                        continue;
                     int64_t row = attention_key_row(&c, s, j);
                     float x = plain_dot(&p->q, n, h, &p->k, row, g, p->params.scale, p);
                     slope[j] = 1;
@@ -282,13 +354,21 @@ static inline void plain(struct problem *p, bool backward) {
                     }
                     if (p->alibi)
                         x -= ((float *)p->slopes.data)[h] * fabsf((float)(position - j));
+                    if (p->bias_heads)
+                        x += (float)element_get(&p->bias, hb, i, j);
                     prob[j] = plain_round(p, x);
                     most = fmaxf(most, prob[j]);
                 }
+                most = most == -INFINITY ? 0 : most;
                 for (int64_t j = 0; j < seen; j++)
                     sum += prob[j] = expf(prob[j] - most);
+                if (p->with_sink)
+                    sum += of_sink = expf(((float *)p->sink.data)[h] - most);
+                sum = sum == 0 ? 1 : sum;
                 memset(out, 0, (size_t)d * 8);
                 for (int64_t j = 0; j < seen; j++) {
+                    if (prob[j] == 0)
+                        continue;
                     prob[j] = plain_round(p, prob[j] / sum);
                     int64_t row = attention_key_row(&c, s, j);
                     float keep = 1;
@@ -312,12 +392,19 @@ static inline void plain(struct problem *p, bool backward) {
                     delta +=
                         (float)element_get(&p->o, n, h, t) * (float)element_get(&p->dout, n, h, t);
                 }
+                if (backward && p->with_sink)
+                    ((float *)p->dsink.data)[h] -= of_sink / sum * delta;
                 for (int64_t j = 0; backward && j < seen; j++) {
+                    if (prob[j] == 0)
+                        continue;
                     int64_t row = attention_key_row(&c, s, j);
                     float dp = plain_dot(&p->dout, n, h, &p->v, row, g, 1, p);
                     dp = prob[j] < 0 ? 0 : dp / (1 - p->dropout);
-                    float ds =
-                        plain_round(p, fabsf(prob[j]) * (dp - delta) * slope[j]) * p->params.scale;
+                    float ds = plain_round(p, fabsf(prob[j]) * (dp - delta));
+                    if (p->bias_heads)
+                        element_set(&p->dbias, hb, i, j,
+                                    (float)element_get(&p->dbias, hb, i, j) + ds);
+                    ds = plain_round(p, ds * slope[j]) * p->params.scale;
                     for (int64_t t = 0; t < d; t++) {
                         dq[t] += ds * (float)element_get(&p->k, row, g, t);
                         dk[(row * p->kv_heads + g) * d + t] +=
@@ -339,11 +426,12 @@ static inline void plain(struct problem *p, bool backward) {
 }
 
 /* max|x - ref| <= factor max|plain - ref| + 2 max|(ref + 0.3 - 0.3) - ref|, the last in the storage
- dtype; and what is infinite in ref is the same in x. Gradients (factor 3) may be sums that cancel
- * exactly in the textbook's order and not in another: dP - delta, two sums of d products of about
- 4,
- * rounded as sqrt(d) 4 eps, times a key of about 4 times the scale 1 / sqrt(d): 32 eps more, and in
- * dk as many such errors as there are rows, in random directions. */
+ * dtype; and what is infinite in ref is the same in x. Outputs (factor 2) get 16 eps more: a score
+ * of 4 sigma may be rounded in base 2 where the textbook's is exact, times a value of 4 sigma.
+ * Gradients (factor 3) may be sums that cancel exactly in the textbook's order and not in another:
+ * dP - delta, two sums of d products of about 4, rounded as sqrt(d) 4 eps, times a key of about 4
+ * times the scale 1 / sqrt(d): 32 eps more, and in dk as many such errors as there are rows, in
+ * random directions. */
 static inline void check_rule(const char *what, const struct problem *p, const double *ref,
                               const double *plain_values, const double *x, int64_t n,
                               double factor) {
@@ -364,7 +452,8 @@ static inline void check_rule(const char *what, const struct problem *p, const d
         worst_plain = fmax(worst_plain, fabs(plain_values[i] - ref[i]));
         granule = fmax(granule, fabs((double)down - ref[i]));
     }
-    double cancelled = factor > 2 ? 32 * 0x1p-24 * sqrt((double)(p->rows * p->heads)) : 0;
+    double cancelled =
+        factor > 2 ? 32 * 0x1p-24 * sqrt((double)(p->rows * p->heads)) : 16 * 0x1p-24;
     if (worst > factor * worst_plain + 2 * granule + cancelled)
         fail_msg("%s of %d sequences (q %d, kv %d), heads %d/%d, width %d, %s%s%s, softcap %g, "
                  "dropout %g, seed %d: error %g at %lld, allowed %g * %g + 2 * %g",
