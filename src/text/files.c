@@ -65,6 +65,8 @@ void text_files_free(struct text_files *f) {
 tril_status text_check(const char *path, const unsigned char *data, size_t size,
                        struct tril_error *err) {
     size_t sample = size < (1u << 20) ? size : 1u << 20, bad = 0;
+    if (size < 16) /* too little to tell; an empty file has no data at all */
+        return TRIL_OK;
     const unsigned char *p = data, *end = data + sample;
     while (p < end) {
         unsigned n;
@@ -72,7 +74,7 @@ tril_status text_check(const char *path, const unsigned char *data, size_t size,
         bad += c == UTF8_INVALID || (c < 0x20 && (c < 8 || c > 13) && c != 27);
         p += n;
     }
-    if (bad * 10 > sample && sample >= 16)
+    if (bad * 10 > sample)
         return error_set(
             err, TRIL_ERR_FORMAT,
             "%s looks binary: %zu%% of its first bytes are neither UTF-8 nor printable; "

@@ -95,8 +95,7 @@ tril_status shard_check(struct shard *s, const unsigned char *data, size_t size,
         (h->token_count && (h->document_count == 0 || d->token != 0 || d->byte != 0)))
         return damaged(name, "the table of documents does not cover the tokens", err);
     for (uint64_t i = 0; i < h->document_count; i++)
-        if (d[i].token > d[i + 1].token || d[i].byte > d[i + 1].byte ||
-            (d[i].token == d[i + 1].token && i + 1 < h->document_count))
+        if (d[i].token >= d[i + 1].token || d[i].byte > d[i + 1].byte)
             return damaged(name, "the table of documents is not in order", err);
     if (size <= HASHED_SIZE) {
         if (data_hash(data + SHARD_DATA_OFFSET, size - SHARD_DATA_OFFSET) != h->data_hash)

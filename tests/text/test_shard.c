@@ -13,7 +13,7 @@ static struct tril_error err;
 static struct shard make_shard(const char *const *paths, size_t count, const struct tokenizer *t,
                                const char *marker, const char *out) {
     const struct shard_source source = {paths, count, t, marker};
-    struct shard s;
+    struct shard s = {0};
     int64_t done = 0;
     if (shard_make(&source, out, NULL, &done, &err) != TRIL_OK ||
         shard_open(&s, out, &err) != TRIL_OK)

@@ -40,8 +40,7 @@ static inline size_t random_text(struct dice *d, unsigned char *out, size_t room
                                         "'RE",
                                         "''s",
                                         "hello world",
-                                        "\xC4\x91\xC6\xB0\xE1\xBB\xA3"
-                                        "c",
+                                        "\xC4\x91\xC6\xB0\xE1\xBB\243c",
                                         "ti\xE1\xBA\xBFng",
                                         "e\xCC\x81",
                                         "A\xCC\x8A\xCC\xA3",
