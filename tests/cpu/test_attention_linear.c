@@ -397,6 +397,26 @@ static void test_threads(void **state) {
     }
 }
 
+/* A long sequence of wide states is taken in parts, whose size depends on the threads: not so the
+ * bits. Five threads take this one at once. */
+static void test_parts(void **state) {
+    (void)state;
+    struct problem p = {.n = 3300, .heads = 1, .kv_heads = 1, .d = 200, .causal = true};
+    p.act = DT_BF16;
+    problem_make(&p);
+    threads_set(5);
+    part_forward(&p, 0, p.n, tensor_none());
+    struct bits b = keep_bits(&p);
+    for (int threads = 1; threads <= 4; threads++) {
+        threads_set(threads);
+        part_forward(&p, 0, p.n, tensor_none());
+        assert_bits(&p, &b, "parts");
+    }
+    threads_set(0);
+    drop_bits(&b);
+    problem_free(&p);
+}
+
 /* A packed batch gives each sequence the bits that it gets alone; sequences of one row and of none
  * in between. */
 static void test_alone(void **state) {
@@ -501,6 +521,7 @@ int main(void) {
         cmocka_unit_test(test_recurrence),
         cmocka_unit_test(test_gradients_through_state),
         cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_parts),
         cmocka_unit_test(test_alone),
         cmocka_unit_test(test_repeats),
         cmocka_unit_test(test_corners),

@@ -28,13 +28,15 @@
 #define CHUNK 96 /* a multiple of every TILE_ROWS and PANEL */
 #define RECURRENT_ROWS 4
 #define WAVE_UNITS 256
-#define WAVE_BYTES (24 << 20)
-#define SLICE 1024       /* floats of a state that one task of the running sum takes */
-#define SERIAL_FLOPS 4e5 /* below this a thread costs more than it brings */
+#define WAVE_BYTES (4 << 20) /* of states: near the processor while they are used */
+#define WAVE_CHUNKS 8        /* but at least so many chunks for every thread */
+#define SLICE 1024           /* floats of a state that one task of the running sum takes */
+#define SERIAL_FLOPS 4e5     /* below this a thread costs more than it brings */
 
 struct unit {
     int64_t sequence, kv_head, first, rows; /* rows of q, k and v: [first, first + rows) */
     int64_t chunks, first_chunk;            /* first_chunk: within the wave */
+    bool begins, ends;                      /* the first, the last part of its sequence */
     float *s, *r; /* [chunks + 1] states; r (backward): after each chunk, and of the whole */
     float *inverse, *delta; /* backward: [group, rows]: 1 / denominator, and g.o */
 };
@@ -47,7 +49,8 @@ struct linear {
     int64_t state_floats; /* [ld + 1, ld]: S, padded with zeros, and z as the last row */
     struct unit unit[WAVE_UNITS];
     int64_t units, chunks; /* of this wave */
-    int64_t next_sequence, next_head;
+    int64_t next_sequence, next_head, next_chunk;
+    float *carry; /* the state between two parts of a unit */
     char *worker, *memory;
     int64_t worker_bytes, memory_bytes;
     bool serial;
@@ -226,8 +229,10 @@ static void sum_keys(void *arg, int64_t begin, int64_t end, int worker) {
         int64_t i = item - u->first_chunk, first = u->first + i * CHUNK;
         if (!u->s)
             continue;
-        if (i == 0)
+        if (i == 0 && u->begins)
             state_read(f, u, &f->c.state, u->s);
+        else if (i == 0)
+            memcpy(u->s, f->carry, (size_t)f->state_floats * 4);
         if (u->rows == 0)
             continue;
         struct chunk b = chunk_begin(f, u, i, worker);
@@ -299,7 +304,7 @@ static void forward_chunk(const struct linear *f, const struct unit *u, int64_t 
                            b.out + n * ld, d, inverse);
         }
     }
-    if (i == u->chunks - 1)
+    if (i == u->chunks - 1 && u->ends)
         state_write(f, u, &c->next, state_at(f, u->s, u->chunks));
 }
 
@@ -456,30 +461,44 @@ static void run_backward(void *arg, int64_t begin, int64_t end, int worker) {
 
 /* ------------------------------------------------------------------ waves */
 
+/* Chunks of states that a wave may hold. */
+static int64_t wave_chunks(const struct linear *f) {
+    return max_i64(WAVE_BYTES / (f->state_floats * 4), WAVE_CHUNKS * threads_count());
+}
+
 /* Takes the next units until their states fill a wave; false when none are left. Every unit has at
- * least one item of the loops over chunks, also without rows: its state passes through. */
+ * least one item of the loops over chunks, also without rows: its state passes through. A long unit
+ * of the causal forward is taken in parts, each of which begins where the one before ended; the
+ * others need all of their states at once. */
 static bool wave_next(struct linear *f) {
     const struct linear_attention_call *c = &f->c;
-    int64_t used = 0;
+    int64_t used = 0, room = wave_chunks(f);
     f->units = f->chunks = 0;
-    while (f->next_sequence < c->sequences && f->units < WAVE_UNITS) {
-        int64_t s = f->next_sequence, rows = c->q_offsets[s + 1] - c->q_offsets[s];
+    while (f->next_sequence < c->sequences && f->units < WAVE_UNITS && room > 0) {
+        int64_t s = f->next_sequence, begin = c->q_offsets[s] + f->next_chunk * CHUNK;
+        int64_t rows = c->q_offsets[s + 1] - begin, chunks = (rows + CHUNK - 1) / CHUNK;
         if (f->next_head == c->kv_heads) {
             f->next_sequence++;
             f->next_head = 0;
             continue;
         }
-        struct unit *u = &f->unit[f->units];
-        *u = (struct unit){.sequence = s, .kv_head = f->next_head, .rows = rows};
-        u->first = c->q_offsets[s];
-        u->first_chunk = f->chunks;
-        u->chunks = (rows + CHUNK - 1) / CHUNK;
-        bool recurrent = !f->backward && rows <= RECURRENT_ROWS;
-        int64_t states = recurrent ? 0 : (u->chunks + 1) * f->state_floats * 4;
-        int64_t per_row = f->backward ? round_up(f->group * rows * 4, 64) : 0;
-        int64_t bytes = (f->backward ? 2 : 1) * states + 2 * per_row;
-        if (f->units && used + bytes > WAVE_BYTES)
+        bool whole = chunks <= room, split = !whole && c->causal && !f->backward;
+        if (!whole && !split && f->units)
             break;
+        if (split)
+            rows = (chunks = room) * CHUNK;
+        struct unit *u = &f->unit[f->units++];
+        *u = (struct unit){.sequence = s,
+                           .kv_head = f->next_head,
+                           .first = begin,
+                           .rows = rows,
+                           .chunks = chunks,
+                           .first_chunk = f->chunks,
+                           .begins = f->next_chunk == 0,
+                           .ends = !split};
+        bool recurrent = !f->backward && rows <= RECURRENT_ROWS && u->begins;
+        int64_t states = recurrent ? 0 : (chunks + 1) * f->state_floats * 4;
+        int64_t per_row = f->backward ? round_up(f->group * rows * 4, 64) : 0;
         uintptr_t memory = (uintptr_t)f->memory + (uintptr_t)used;
         if (!recurrent) {
             u->s = (float *)memory;
@@ -487,10 +506,11 @@ static bool wave_next(struct linear *f) {
             u->inverse = (float *)(memory + (uintptr_t)(2 * states));
             u->delta = (float *)(memory + (uintptr_t)(2 * states + per_row));
         }
-        used += bytes;
-        f->chunks += max_i64(u->chunks, 1);
-        f->next_head++;
-        f->units++;
+        used += (f->backward ? 2 : 1) * states + 2 * per_row;
+        room -= chunks;
+        f->chunks += max_i64(chunks, 1);
+        f->next_chunk = split ? f->next_chunk + chunks : 0;
+        f->next_head += !split;
     }
     f->memory_bytes = max_i64(f->memory_bytes, used);
     return f->units > 0;
@@ -509,6 +529,9 @@ static void wave_run(const struct linear *f) {
     loop(f, slices, sum_forward);
     if (!f->backward) {
         loop(f, f->chunks, run_forward);
+        const struct unit *u = &f->unit[f->units - 1];
+        if (!u->ends)
+            memcpy(f->carry, state_at(f, u->s, u->chunks), (size_t)f->state_floats * 4);
         return;
     }
     loop(f, f->chunks, sum_queries);
@@ -534,11 +557,11 @@ static tril_status run(struct linear *f, struct op_context *ctx, const char *nam
     f->serial = threads_count() == 1 || flops < SERIAL_FLOPS;
     f->memory = NULL;
     f->memory_bytes = 0;
-    f->next_sequence = f->next_head = 0;
+    f->next_sequence = f->next_head = f->next_chunk = 0;
     while (wave_next(f)) /* once without memory, for the sizes; then for good */
         ;
     f->worker_bytes = round_up(worker_floats(f->ld) * 4, 4096) + 64 * 9;
-    int64_t workers = f->worker_bytes * threads_count();
+    int64_t workers = f->worker_bytes * threads_count() + f->state_floats * 4;
     f->worker = op_scratch(ctx, workers + f->memory_bytes);
     if (!f->worker)
         return op_scratch_error(ctx, name, workers + f->memory_bytes, err);
@@ -549,7 +572,8 @@ static tril_status run(struct linear *f, struct op_context *ctx, const char *nam
     } else
         clear_gaps(f, &f->c.o);
     f->memory = f->worker + workers;
-    f->next_sequence = f->next_head = 0;
+    f->carry = (float *)(void *)(f->memory - f->state_floats * 4);
+    f->next_sequence = f->next_head = f->next_chunk = 0;
     while (wave_next(f))
         wave_run(f);
     return TRIL_OK;
