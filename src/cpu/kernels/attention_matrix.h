@@ -14,11 +14,12 @@ SIMD int64_t matrix_columns(int64_t d) {
     return round_up(round_up(d, TILE_ROWS), VF_WIDTH);
 }
 
-/* c [rows, columns] = or += a b over n; a[i][t] is a[i * row_step + t * t_step]. */
-SIMD void product(bool add, int64_t rows, int64_t columns, int64_t n, const float *a,
-                  int64_t row_step, int64_t t_step, const float *b, int64_t ldb, float *c,
-                  int64_t ldc) {
-    enum tile_start start = add ? START_ADD : START_ZERO;
+/* c [rows, columns] = or += a b over at most PRODUCT_BLOCK of n: what the tiles of a panel of b
+ * share stays in the first-level cache. */
+#define PRODUCT_BLOCK 256
+SIMD void product_block(enum tile_start start, int64_t rows, int64_t columns, int64_t n,
+                        const float *a, int64_t row_step, int64_t t_step, const float *b,
+                        int64_t ldb, float *c, int64_t ldc) {
     int64_t t = 0;
     for (; t + VF_WIDTH < columns; t += PANEL)
         for (int64_t r = 0; r < rows; r += TILE_ROWS)
@@ -28,6 +29,18 @@ SIMD void product(bool add, int64_t rows, int64_t columns, int64_t n, const floa
         for (int64_t r = 0; r < rows; r += TILE_ROWS)
             tile(TILE_ROWS, 1, start, n, a + r * row_step, row_step, t_step, b + t, ldb,
                  c + r * ldc + t, ldc, NULL);
+}
+
+/* The same over all n, in order: blocks change no bit. a[i][t] is a[i * row_step + t * t_step]. */
+SIMD void product(bool add, int64_t rows, int64_t columns, int64_t n, const float *a,
+                  int64_t row_step, int64_t t_step, const float *b, int64_t ldb, float *c,
+                  int64_t ldc) {
+    int64_t first = min_i64(n, PRODUCT_BLOCK);
+    product_block(add ? START_ADD : START_ZERO, rows, columns, first, a, row_step, t_step, b, ldb,
+                  c, ldc);
+    for (int64_t i = first; i < n; i += PRODUCT_BLOCK)
+        product_block(START_ADD, rows, columns, min_i64(n - i, PRODUCT_BLOCK), a + i * t_step,
+                      row_step, t_step, b + i * ldb, ldb, c, ldc);
 }
 
 /* c [rows, columns] = a [rows, n] b [n, columns] */
