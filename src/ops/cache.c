@@ -1,10 +1,13 @@
 /* Moving rows by index, converting between dtypes on the way.
  *
- *   cache_store:  cache[rows[n]] = x[n]        keys and values of new tokens into the KV cache
+ *   cache_store:  cache[rows[n]] = x[n]        keys and values of new tokens into the KV cache,
+ *                                              also quantised to 8 bits
  *   gather_rows:  y[r] = x[rows[r]]            the rows whose logits are wanted
  *   scatter_rows: y[rows[r]] = x[r]            and their gradients back; other rows stay
  *
  * The rows that are written must all be different. */
+#include <math.h>
+
 #include "ops/reference.h"
 
 /* Bytes of the rows that move, read and written. */
@@ -32,18 +35,50 @@ static void distinct_rows(struct tensor *rows, int64_t limit) {
 
 /* ------------------------------------------------------------------ cache_store */
 
-enum { S_X, S_ROWS, S_CACHE, S_ARGS };
+enum { S_X, S_ROWS, S_CACHE, S_SCALE, S_ARGS };
 
 static const struct op_arg store_args[S_ARGS] = {
     {"x", "N K d", ARG_IN, .dtypes = DT_ACT, .strided = true},
     {"rows", "N", ARG_IN, .dtypes = DT_MASK(DT_I32), .index_of = "M"},
-    {"cache", "M K d", ARG_INOUT, .dtypes = DT_FLOAT},
+    {"cache", "M K d", ARG_INOUT, .dtypes = DT_FLOAT | DT_MASK(DT_I8)},
+    {"scale", "M K", ARG_INOUT, .dtypes = DT_MASK(DT_F32), .optional = true},
 };
 
 tril_status cache_store(struct op_context *ctx, struct tensor x, struct tensor rows,
                         struct tensor cache, struct tril_error *err) {
-    struct tensor args[S_ARGS] = {x, rows, cache};
+    struct tensor args[S_ARGS] = {x, rows, cache, tensor_none()};
     return op_call(ctx, OP_CACHE_STORE, args, NULL, err);
+}
+
+tril_status cache_store_quantised(struct op_context *ctx, struct tensor x, struct tensor rows,
+                                  struct tensor cache, struct tensor scale,
+                                  struct tril_error *err) {
+    struct tensor args[S_ARGS] = {x, rows, cache, scale};
+    return op_call(ctx, OP_CACHE_STORE, args, NULL, err);
+}
+
+static tril_status store_check(const struct tensor *a, const void *params, struct tril_error *err) {
+    (void)params;
+    if ((a[S_CACHE].dtype == DT_I8) == (a[S_SCALE].data != NULL) || a[S_CACHE].data == NULL)
+        return TRIL_OK;
+    return error_set(err, TRIL_ERR_ARGUMENT,
+                     "cache_store: argument scale belongs to a cache of i8, and to no other");
+}
+
+/* Row n, head k. Computed in fp32 whatever x is, so that every backend rounds alike. */
+static void store_quantised(const struct tensor *a, int64_t n, int64_t k, int64_t row) {
+    int64_t K = a[S_X].shape[1], d = a[S_X].shape[2];
+    float most = 0;
+    for (int64_t i = 0; i < d; i++) {
+        float x = fabsf((float)ref_at3(&a[S_X], n, k, i));
+        most = x > most || isnan(x) ? x : most;
+    }
+    float inverse = most > 0 && isfinite(most) ? 127 / most : 0;
+    ref_put(&a[S_SCALE], row * K + k, (double)(most / 127));
+    for (int64_t i = 0; i < d; i++) {
+        float x = inverse > 0 ? rintf((float)ref_at3(&a[S_X], n, k, i) * inverse) : 0;
+        ref_put(&a[S_CACHE], (row * K + k) * d + i, (double)x);
+    }
 }
 
 static tril_status store_reference(struct op_context *ctx, const struct tensor *a,
@@ -55,9 +90,14 @@ static tril_status store_reference(struct op_context *ctx, const struct tensor *
     for (int64_t n = 0; n < N; n++) {
         int64_t row;
         TRY(ref_index("cache_store", "rows", &a[S_ROWS], n, a[S_CACHE].shape[0], &row, err));
-        for (int64_t k = 0; k < K; k++)
+        for (int64_t k = 0; k < K; k++) {
+            if (a[S_CACHE].dtype == DT_I8) {
+                store_quantised(a, n, k, row);
+                continue;
+            }
             for (int64_t i = 0; i < d; i++)
                 ref_put(&a[S_CACHE], (row * K + k) * d + i, ref_at3(&a[S_X], n, k, i));
+        }
     }
 done:
     return st;
@@ -77,8 +117,11 @@ static bool store_case(int index, struct op_case *c) {
     c->size['M'] = sizes[s][3];
     if (case_pick(&index, 2))
         c->act = DT_BF16;
-    static const enum dtype cache[] = {DT_BF16, DT_F32, DT_F16};
-    c->dtype[S_CACHE] = case_dtype(cache[case_pick(&index, 3)]);
+    static const enum dtype cache[] = {DT_BF16, DT_F32, DT_F16, DT_I8};
+    enum dtype type = cache[case_pick(&index, 4)];
+    c->dtype[S_CACHE] = case_dtype(type);
+    if (type != DT_I8)
+        c->absent |= 1u << S_SCALE;
     if (case_pick(&index, 2)) {
         c->strided = 1u << S_X;
         c->label = "strided";
@@ -104,6 +147,7 @@ const struct op_info op_info_cache_store = {
     .args = store_args,
     .arg_count = S_ARGS,
     .reference = store_reference,
+    .check = store_check,
     .test_case = store_case,
     .test_fill = store_fill,
     .bytes = store_bytes,

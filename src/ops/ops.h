@@ -421,6 +421,11 @@ tril_status cross_entropy_backward(struct op_context *ctx, struct tensor logits,
  * [M, K, d]. */
 tril_status cache_store(struct op_context *ctx, struct tensor x, struct tensor rows,
                         struct tensor cache, struct tril_error *err);
+/* The same into 8 bits: cache i8 [M, K, d] and scale fp32 [M, K] so that x is about scale * cache,
+ * scale = max|x| / 127 of a row's head; the error is at most scale / 2. A head with a NaN or an
+ * infinity has that as its scale and zeros in the cache (NaN when read). */
+tril_status cache_store_quantised(struct op_context *ctx, struct tensor x, struct tensor rows,
+                                  struct tensor cache, struct tensor scale, struct tril_error *err);
 /* y[r] = x[rows[r]]: x [N, D], rows i32 [R], y [R, D] (converting). scatter_rows: y[rows[r]] =
  * x[r], the rows all different; the other rows of y stay. */
 tril_status gather_rows(struct op_context *ctx, struct tensor x, struct tensor rows,

@@ -40,6 +40,9 @@ static inline void ref_put(const struct tensor *t, int64_t offset, double value)
     case DT_F64:
         ((double *)t->data)[offset] = value;
         break;
+    case DT_I8:
+        ((int8_t *)t->data)[offset] = (int8_t)value;
+        break;
     default:
         break;
     }

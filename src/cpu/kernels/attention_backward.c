@@ -478,16 +478,16 @@ static int64_t next_rows(const struct backward *f, const struct unit *u, int64_t
 static void pack_block(const struct backward *f, const struct unit *u, const struct block *b,
                        int64_t j0, int64_t keys, bool rows) {
     const struct attention_call *c = &f->c;
-    const void *row[KEY_BLOCK + PREFETCH_ROWS];
+    struct row_list list = {.count = keys};
     int64_t start = c->kv_start[u->sequence] + j0;
     for (int64_t j = 0; j < KEY_BLOCK + PREFETCH_ROWS; j++)
-        row[j] = element(&c->v, start + min_i64(j, keys - 1), u->kv_head);
-    pack_transposed(b->values_t, row, keys, c->width, c->v.dtype);
+        list.row[j] = element(&c->v, start + min_i64(j, keys - 1), u->kv_head);
+    pack_transposed(b->values_t, &list, c->width, c->v.dtype);
     for (int64_t j = 0; j < KEY_BLOCK + PREFETCH_ROWS; j++)
-        row[j] = element(&c->k, start + min_i64(j, keys - 1), u->kv_head);
-    pack_transposed(b->keys_t, row, keys, c->width, c->k.dtype);
+        list.row[j] = element(&c->k, start + min_i64(j, keys - 1), u->kv_head);
+    pack_transposed(b->keys_t, &list, c->width, c->k.dtype);
     if (rows)
-        pack_rows(b->keys, row, keys, c->width, c->k.dtype);
+        pack_rows(b->keys, &list, c->width, c->k.dtype);
 }
 
 static void key_block(const struct backward *f, const struct unit *u, int64_t j0, int worker) {

@@ -300,23 +300,29 @@ static void packed_split(const struct forward *f, const struct unit *u, struct r
 /* Where the rows of keys [j0, end) lie, as many as a packing and its prefetches want, the list
  * filled up with the last one. */
 static void key_rows(const struct forward *f, const struct unit *u, const struct tensor *t,
-                     int64_t j0, int64_t end, const void **row) {
+                     const struct tensor *scale, int64_t j0, int64_t end, struct row_list *list) {
+    const struct attention_call *c = &f->c;
     int64_t count = min_i64(KEY_BLOCK + PREFETCH_ROWS, end - j0);
-    if (f->c.pages) {
+    list->count = min_i64(KEY_BLOCK, end - j0);
+    if (c->pages) {
         /* Keys of missing pages, which nobody sees, are zeros. */
         static const float zeros[256];
         for (int64_t j = 0; j < count; j++) {
-            int64_t at = attention_key_row(&f->c, u->sequence, j0 + j);
-            row[j] = at < 0 ? zeros : element(t, at, u->kv_head);
+            int64_t at = attention_key_row(c, u->sequence, j0 + j);
+            list->row[j] = at < 0 ? zeros : element(t, at, u->kv_head);
         }
     } else {
-        const char *first = element(t, f->c.kv_start[u->sequence] + j0, u->kv_head);
+        const char *first = element(t, c->kv_start[u->sequence] + j0, u->kv_head);
         int64_t step = t->stride[0] * dtype_bytes(t->dtype);
         for (int64_t j = 0; j < count; j++)
-            row[j] = first + j * step;
+            list->row[j] = first + j * step;
     }
     for (int64_t j = count; j < KEY_BLOCK + PREFETCH_ROWS; j++)
-        row[j] = row[count - 1];
+        list->row[j] = list->row[count - 1];
+    for (int64_t j = 0; j < KEY_BLOCK && scale->data; j++) {
+        int64_t at = j < list->count ? attention_key_row(c, u->sequence, j0 + j) : -1;
+        list->scale[j] = at < 0 ? 0 : ((const float *)scale->data)[at * c->kv_heads + u->kv_head];
+    }
 }
 
 #define MOST_VECTORS (KEY_BLOCK / VF_WIDTH < 8 ? KEY_BLOCK / VF_WIDTH : 8)
@@ -350,7 +356,7 @@ SIMD void direct_step(int rows, int vectors, const struct forward *f, struct row
 
 static void direct_split(const struct forward *f, const struct unit *u, struct rows *b,
                          int64_t begin, int64_t end, float *keys) {
-    const void *row[KEY_BLOCK + PREFETCH_ROWS];
+    struct row_list list;
     const struct tensor *k = &f->c.k, *v = &f->c.v;
     float *values = keys + KEY_BLOCK * f->width;
     state_clear(&b->part, b->padded, f->width);
@@ -358,10 +364,10 @@ static void direct_split(const struct forward *f, const struct unit *u, struct r
         int64_t count = min_i64(KEY_BLOCK, end - j0), r = 0;
         if (!f->c.plain && !range_any(&f->c, &b->range, j0, j0 + count))
             continue;
-        key_rows(f, u, k, j0, end, row);
-        pack_transposed_whole(keys, row, count, f->c.width, k->dtype);
-        key_rows(f, u, v, j0, end, row);
-        pack_rows_whole(values, row, count, f->c.width, v->dtype);
+        key_rows(f, u, k, &f->c.k_scale, j0, end, &list);
+        pack_transposed_whole(keys, &list, f->c.width, k->dtype);
+        key_rows(f, u, v, &f->c.v_scale, j0, end, &list);
+        pack_rows_whole(values, &list, f->c.width, v->dtype);
         for (; r + TILE_ROWS <= b->count; r += TILE_ROWS)
             direct_step(TILE_ROWS, 2, f, b, r, keys, values, j0, end);
         for (; r + 2 < b->count; r += 4)
@@ -542,16 +548,16 @@ static void run_packing(void *arg, int64_t begin, int64_t end, int worker) {
     (void)worker;
     for (int64_t i = begin; i < end; i++) {
         const struct unit *u = find_unit(f, i, true);
-        const void *row[KEY_BLOCK + PREFETCH_ROWS];
+        struct row_list list;
         int64_t j0 = (i - u->first_block) * KEY_BLOCK;
         int64_t count = min_i64(KEY_BLOCK, u->length - j0);
         struct row_range all = {u->sequence, u->kv_head, f->group, 0, u->rows};
         if (!f->c.plain && !range_any(&f->c, &all, j0, j0 + count))
             continue;
-        key_rows(f, u, &f->c.k, j0, u->length, row);
-        pack_transposed(u->keys + j0 * f->c.width, row, count, f->c.width, f->c.k.dtype);
-        key_rows(f, u, &f->c.v, j0, u->length, row);
-        pack_rows(u->values + j0 * f->width, row, count, f->c.width, f->c.v.dtype);
+        key_rows(f, u, &f->c.k, &f->c.k_scale, j0, u->length, &list);
+        pack_transposed(u->keys + j0 * f->c.width, &list, f->c.width, f->c.k.dtype);
+        key_rows(f, u, &f->c.v, &f->c.v_scale, j0, u->length, &list);
+        pack_rows(u->values + j0 * f->width, &list, f->c.width, f->c.v.dtype);
     }
 }
 
@@ -663,8 +669,6 @@ static tril_status forward(struct op_context *ctx, const struct tensor *args, co
     tril_status st = attention_unpack_forward(c, args, params, err);
     if (st != TRIL_OK)
         return st;
-    if (c->k.dtype == DT_I8)
-        return op_info_get(OP_ATTENTION_FORWARD)->reference(ctx, args, params, err);
     const struct attention_params *p = c->params;
     f.group = c->heads / c->kv_heads;
     f.width = round_up(c->width, PANEL);

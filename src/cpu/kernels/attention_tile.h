@@ -34,7 +34,7 @@ SIMD int64_t max_i64(int64_t a, int64_t b) {
 }
 
 SIMD int64_t dtype_bytes(enum dtype type) {
-    return type == DT_F32 ? 4 : 2;
+    return type == DT_F32 ? 4 : type == DT_I8 ? 1 : 2;
 }
 
 /* Vector [row, head] of a [rows, heads, d] tensor. */
@@ -152,21 +152,53 @@ SIMD void transpose(vf x[VF_WIDTH]) {
 #undef SHUFFLE_PAIR
 }
 
+/* n lanes from element t on of a row; of 8-bit integers too. */
+SIMD vf load_lanes(const void *row, enum dtype type, int64_t t, int n) {
+    if (type != DT_I8)
+        return vf_load_as(row, type, t, n);
+    int8_t some[16] = {0};
+    const int8_t *from = (const int8_t *)row + t;
+    if (n < VF_WIDTH) {
+        memcpy(some, from, (size_t)n);
+        from = some;
+    }
+#if SIMD_AVX512
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+#elif SIMD_AVX2
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+#else
+    vi wide;
+    for (int i = 0; i < VF_WIDTH; i++)
+        wide[i] = from[i];
+    return vf_from_vi(wide);
+#endif
+}
+
 /* Channels t .. t + n - 1 of VF_WIDTH rows: x[c] = channel t + c, a lane each row. */
 SIMD void load_transposed(const void *const *row, enum dtype type, int64_t t, int n,
                           vf x[VF_WIDTH]) {
 #pragma GCC unroll 16
     for (int i = 0; i < VF_WIDTH; i++)
-        x[i] = vf_load_as(row[i], type, t, n);
+        x[i] = load_lanes(row[i], type, t, n);
     transpose(x);
 }
 
 #define PREFETCH_ROWS 16
 
-/* Rows (count of them, the rest zero) into panels [KEY_BLOCK / panel][d][panel]: the operand b of a
- * product over channels. Lists of rows hold PREFETCH_ROWS more than KEY_BLOCK, fetched ahead. */
-SIMD void pack_transposed_as(float *out, const void *const *row, int64_t count, int64_t d,
-                             int64_t panel, enum dtype type) {
+/* A list of rows to pack: `count` of them, and more to be fetched ahead; with 8-bit integers the
+ * scale of each. */
+struct row_list {
+    const void *row[KEY_BLOCK + PREFETCH_ROWS];
+    float scale[KEY_BLOCK];
+    int64_t count;
+};
+
+/* Rows (the rest zero) into panels [KEY_BLOCK / panel][d][panel]: the operand b of a product over
+ * channels. */
+SIMD void pack_transposed_as(float *out, const struct row_list *list, int64_t d, int64_t panel,
+                             enum dtype type) {
+    const void *const *row = list->row;
+    const int64_t count = list->count;
     const vf zero = vf_zero();
     const int64_t bytes = d * dtype_bytes(type);
     for (int64_t j = 0; j < KEY_BLOCK; j += VF_WIDTH) {
@@ -181,26 +213,34 @@ SIMD void pack_transposed_as(float *out, const void *const *row, int64_t count, 
         for (int i = 0; i < VF_WIDTH; i++)
             for (int64_t at = 0; at < bytes; at += 64)
                 __builtin_prefetch((const char *)row[j + PREFETCH_ROWS + i] + at);
-        vf x[VF_WIDTH];
+        vf x[VF_WIDTH], scale = type == DT_I8 ? vf_load(list->scale + j) : zero;
         for (; j + VF_WIDTH <= count && t + VF_WIDTH <= d; t += VF_WIDTH, to += VF_WIDTH * panel) {
             load_transposed(row + j, type, t, VF_WIDTH, x);
 #pragma GCC unroll 16
             for (int c = 0; c < VF_WIDTH; c++)
-                vf_store(to + c * panel, x[c]);
+                vf_store(to + c * panel, type == DT_I8 ? x[c] * scale : x[c]);
         }
         for (; t < d; t += VF_WIDTH, to += VF_WIDTH * panel) {
             int n = (int)min_i64(VF_WIDTH, d - t);
             load_transposed(row + j, type, t, n, x);
             for (int c = 0; c < n; c++)
-                vf_store(to + c * panel, vf_select(present, x[c], zero));
+                vf_store(to + c * panel,
+                         vf_select(present, type == DT_I8 ? x[c] * scale : x[c], zero));
         }
     }
 }
 
+SIMD vf load_scaled(const void *row, enum dtype type, int64_t t, int n, vf scale) {
+    vf x = load_lanes(row, type, t, n);
+    return type == DT_I8 ? x * scale : x;
+}
+
 /* The same rows into panels [width / panel][KEY_BLOCK][panel]: the operand b of a product over
  * keys. width is d rounded up; columns from d on are zero. */
-SIMD void pack_rows_as(float *out, const void *const *row, int64_t count, int64_t d, int64_t width,
+SIMD void pack_rows_as(float *out, const struct row_list *list, int64_t d, int64_t width,
                        int64_t panel, enum dtype type) {
+    const void *const *row = list->row;
+    const int64_t count = list->count;
     const int64_t bytes = d * dtype_bytes(type), whole = d - d % panel;
     const int64_t next = panel * KEY_BLOCK;
     for (int64_t j = 0; j < count; j++, out += panel) {
@@ -209,18 +249,19 @@ SIMD void pack_rows_as(float *out, const void *const *row, int64_t count, int64_
         for (int64_t at = 0; at < bytes; at += 64)
             __builtin_prefetch(ahead + at);
         float *to = out;
+        vf scale = vf_set(type == DT_I8 ? list->scale[j] : 1.0f);
         int64_t t = 0;
         for (; t < whole; to += next)
             for (int64_t v = 0; v < panel; v += PANEL, t += PANEL) {
-                vf_store(to + v, vf_load_as(from, type, t, VF_WIDTH));
-                vf_store(to + v + VF_WIDTH, vf_load_as(from, type, t + VF_WIDTH, VF_WIDTH));
+                vf_store(to + v, load_scaled(from, type, t, VF_WIDTH, scale));
+                vf_store(to + v + VF_WIDTH, load_scaled(from, type, t + VF_WIDTH, VF_WIDTH, scale));
             }
         for (int64_t v = 0; t < width; v += VF_WIDTH, t += VF_WIDTH) {
             vf x = vf_zero();
             if (t + VF_WIDTH <= d)
-                x = vf_load_as(from, type, t, VF_WIDTH);
+                x = load_scaled(from, type, t, VF_WIDTH, scale);
             else if (t < d)
-                x = vf_load_as(from, type, t, (int)(d - t));
+                x = load_scaled(from, type, t, (int)(d - t), scale);
             vf_store(to + v, x);
         }
     }
@@ -230,37 +271,33 @@ SIMD void pack_rows_as(float *out, const void *const *row, int64_t count, int64_
 }
 
 #define NOT_ALL_USE static inline __attribute__((unused))
+#define PACK_AS(function, type, ...)                                                               \
+    do {                                                                                           \
+        if ((type) == DT_F32)                                                                      \
+            function(__VA_ARGS__, DT_F32);                                                         \
+        else if ((type) == DT_I8)                                                                  \
+            function(__VA_ARGS__, DT_I8);                                                          \
+        else                                                                                       \
+            function(__VA_ARGS__, DT_BF16);                                                        \
+    } while (0)
 
 /* For the tiles of two vectors. */
-NOT_ALL_USE void pack_transposed(float *out, const void *const *row, int64_t count, int64_t d,
+NOT_ALL_USE void pack_transposed(float *out, const struct row_list *list, int64_t d,
                                  enum dtype type) {
-    if (type == DT_F32)
-        pack_transposed_as(out, row, count, d, PANEL, DT_F32);
-    else
-        pack_transposed_as(out, row, count, d, PANEL, DT_BF16);
+    PACK_AS(pack_transposed_as, type, out, list, d, PANEL);
 }
-NOT_ALL_USE void pack_rows(float *out, const void *const *row, int64_t count, int64_t d,
-                           enum dtype type) {
-    if (type == DT_F32)
-        pack_rows_as(out, row, count, d, round_up(d, PANEL), PANEL, DT_F32);
-    else
-        pack_rows_as(out, row, count, d, round_up(d, PANEL), PANEL, DT_BF16);
+NOT_ALL_USE void pack_rows(float *out, const struct row_list *list, int64_t d, enum dtype type) {
+    PACK_AS(pack_rows_as, type, out, list, d, round_up(d, PANEL), PANEL);
 }
 /* In one panel, for tiles of any width: [d][KEY_BLOCK] and [KEY_BLOCK][width]. */
-NOT_ALL_USE void pack_transposed_whole(float *out, const void *const *row, int64_t count, int64_t d,
+NOT_ALL_USE void pack_transposed_whole(float *out, const struct row_list *list, int64_t d,
                                        enum dtype type) {
-    if (type == DT_F32)
-        pack_transposed_as(out, row, count, d, KEY_BLOCK, DT_F32);
-    else
-        pack_transposed_as(out, row, count, d, KEY_BLOCK, DT_BF16);
+    PACK_AS(pack_transposed_as, type, out, list, d, KEY_BLOCK);
 }
-NOT_ALL_USE void pack_rows_whole(float *out, const void *const *row, int64_t count, int64_t d,
+NOT_ALL_USE void pack_rows_whole(float *out, const struct row_list *list, int64_t d,
                                  enum dtype type) {
     int64_t width = round_up(d, PANEL);
-    if (type == DT_F32)
-        pack_rows_as(out, row, count, d, width, width, DT_F32);
-    else
-        pack_rows_as(out, row, count, d, width, width, DT_BF16);
+    PACK_AS(pack_rows_as, type, out, list, d, width, width);
 }
 
 /* One row of d channels, times `factor`, to fp32 padded with zeros to `width` (a multiple of
