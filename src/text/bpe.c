@@ -6,9 +6,11 @@
 /* Whether the tokens a, b, side by side, stay as they are under all merges of rank < limit. Undoes
  * their merges from the last to the first; in each state that they were in, a pair across the
  * boundary that would have been merged before the next step of either side is a contradiction. Of
- * equal ranks the left one goes first, so the right one is undone first. */
-static bool pair_stays(const struct bpe *b, uint32_t left, uint32_t right, uint32_t limit) {
-    for (;;) {
+ * equal ranks the left one goes first, so the right one is undone first. Adds its work to *steps.
+ */
+static bool pair_stays(const struct bpe *b, uint32_t left, uint32_t right, uint32_t limit,
+                       size_t *steps) {
+    for (;; ++*steps) {
         const struct bpe_pair *p = bpe_find(b, left, right);
         if (p && p->rank < limit)
             return false;
@@ -42,6 +44,7 @@ static void pair_add(struct bpe *b, const struct bpe_merge *m, uint32_t rank) {
 static bool derive(struct bpe *b, const struct trie_string *tokens, const struct bpe_merge *merges,
                    uint32_t merge_count) {
     bool proper = true;
+    size_t steps = 0;
     for (int i = 0; i < 256; i++) {
         if (b->byte_token[i] == NO_TOKEN)
             proper = false;
@@ -55,7 +58,7 @@ static bool derive(struct bpe *b, const struct trie_string *tokens, const struct
         if (!p || p->rank != i + 1 || s->size)
             continue; /* repeated later, or the token comes about otherwise */
         if (b->splits[m->left].size && b->splits[m->right].size &&
-            pair_stays(b, m->left, m->right, i + 1))
+            pair_stays(b, m->left, m->right, i + 1, &steps))
             *s = (struct bpe_split){m->left, m->right, i + 1, tokens[m->result].size};
     }
     for (uint32_t i = 0; i < merge_count && proper; i++) {
@@ -128,6 +131,10 @@ static void *scratch_take(struct bpe_scratch *s, size_t size) {
     return s->memory;
 }
 
+#define STEPS_PER_BYTE 64
+
+/* A vocabulary of giant tokens could cost their length at every position: beyond a fixed number of
+ * steps per byte (text takes about 3) the heap takes over, whose time no vocabulary can change. */
 static size_t encode_linear(const struct bpe *b, const unsigned char *text, size_t n, uint32_t *out,
                             struct bpe_scratch *scratch) {
     const unsigned char *end = text + n;
@@ -138,19 +145,21 @@ static size_t encode_linear(const struct bpe *b, const unsigned char *text, size
             return SIZE_MAX;
         memset(dead, 0, n / 64 * 8 + 8);
     }
-    size_t count = 0, at = 0;
-    uint32_t next = trie_longest(&b->trie, text, end);
+    size_t count = 0, at = 0, steps = 0;
+    uint32_t next = trie_longest_counted(&b->trie, text, end, &steps);
     while (at < n) {
+        if (steps / STEPS_PER_BYTE > n)
+            return bpe_encode_heap(b, text, n, out, scratch);
         for (; next != TRIE_NONE; next = b->trie.shorter[next]) {
             size_t to = at + b->splits[next].size;
             if (!(dead[to / 64] >> (to % 64) & 1) &&
-                (count == 0 || pair_stays(b, out[count - 1], next, UINT32_MAX)))
+                (count == 0 || pair_stays(b, out[count - 1], next, UINT32_MAX, &steps)))
                 break;
         }
         if (next != TRIE_NONE) {
             out[count++] = next;
             at += b->splits[next].size;
-            next = trie_longest(&b->trie, text + at, end);
+            next = trie_longest_counted(&b->trie, text + at, end, &steps);
         } else { /* the first position is never dead: every text has an encoding */
             dead[at / 64] |= (uint64_t)1 << (at % 64);
             uint32_t last = out[--count];

@@ -11,7 +11,8 @@
  * time", 2024.)
  *
  * It needs ranks that grow from parts to whole, as training gives them. Lists of merges in another
- * order fall back on the definition with a heap. */
+ * order, and vocabularies whose giant tokens make it step back too often, fall back on the
+ * definition with a heap. */
 #ifndef TEXT_BPE_H
 #define TEXT_BPE_H
 

@@ -18,6 +18,10 @@
 #include "base/memory.h"
 
 #define EMPTY UINT32_MAX
+/* Longer tokens are not made: they serve nobody, and texts without blanks (runs of a letter, DNA)
+ * would fill a vocabulary with strings of ever the same. Published vocabularies end at 128 bytes.
+ */
+#define TOKEN_LIMIT ((size_t)256)
 
 struct pair {
     uint32_t left, right;
@@ -349,8 +353,8 @@ tril_status bpe_learn(struct bpe_vocab *v, const struct pretokens *words, int64_
         }
         if (top.count < min_count)
             break;
-        if (v->tokens[p->left].size + (size_t)v->tokens[p->right].size > sizeof v->blocks->bytes)
-            continue; /* a token beyond 64 KB serves nobody */
+        if (v->tokens[p->left].size + (size_t)v->tokens[p->right].size > TOKEN_LIMIT)
+            continue;
         uint32_t left = p->left, right = p->right, made = make_token(v, left, right, specials);
         l.touched_count = 0;
         if (made == EMPTY || !merge_pair(&l, top.pair, made)) {

@@ -44,9 +44,11 @@ static inline uint32_t trie_step(const struct trie *t, uint32_t node, unsigned c
     }
 }
 
-/* The number of the longest string that begins [p, end), or TRIE_NONE. */
-static inline uint32_t trie_longest(const struct trie *t, const unsigned char *p,
-                                    const unsigned char *end) {
+/* The number of the longest string that begins [p, end), or TRIE_NONE; adds the edges it tried to
+ * *steps. */
+static inline uint32_t trie_longest_counted(const struct trie *t, const unsigned char *p,
+                                            const unsigned char *end, size_t *steps) {
+    const unsigned char *begin = p;
     uint32_t best = TRIE_NONE;
     if (p == end)
         return best;
@@ -56,7 +58,14 @@ static inline uint32_t trie_longest(const struct trie *t, const unsigned char *p
         if (p == end)
             break;
     }
+    *steps += (size_t)(p - begin);
     return best;
+}
+
+static inline uint32_t trie_longest(const struct trie *t, const unsigned char *p,
+                                    const unsigned char *end) {
+    size_t steps = 0;
+    return trie_longest_counted(t, p, end, &steps);
 }
 
 #endif

@@ -116,6 +116,42 @@ static void agree(void **state) {
     free(r);
 }
 
+/* Tokens of up to 24 KB, on texts that lead the walk astray: the heap takes over, the ids stay. */
+static void giant_tokens(void **state) {
+    (void)state;
+    enum { DOUBLINGS = 13, N = 1 << 17 };
+    static unsigned char blob[1 << 16], text[N];
+    static uint32_t fast[N], heap[N];
+    struct trie_string tokens[256 + 2 + DOUBLINGS];
+    struct bpe_merge merges[2 + DOUBLINGS] = {{'a', 'a', 256}, {256, 'b', 257}};
+    struct bpe_scratch scratch = {0};
+    struct bpe b;
+    static unsigned char bytes[256];
+    for (int i = 0; i < 256; i++) {
+        bytes[i] = (unsigned char)i;
+        tokens[i] = (struct trie_string){bytes + i, 1};
+    }
+    for (size_t i = 0; i < sizeof blob; i++)
+        blob[i] = (unsigned char)("aab"[i % 3]);
+    tokens[256] = (struct trie_string){blob, 2};
+    tokens[257] = (struct trie_string){blob, 3};
+    for (uint32_t k = 0; k < DOUBLINGS; k++) { /* aabaab, twice that, ... */
+        tokens[258 + k] = (struct trie_string){blob, 6u << k};
+        merges[2 + k] = (struct bpe_merge){257 + k, 257 + k, 258 + k};
+    }
+    assert_int_equal(bpe_build(&b, tokens, 258 + DOUBLINGS, merges, 2 + DOUBLINGS, &err), TRIL_OK);
+    assert_true(b.linear);
+    for (size_t odd = 0; odd < 3; odd++) {
+        for (size_t i = 0; i < N; i++)
+            text[i] = i % 4099 == 4098 * (odd > 0) ? 'a' : (unsigned char)"aab"[(i + odd) % 3];
+        size_t n = bpe_encode(&b, text, N, fast, &scratch);
+        assert_int_equal(n, bpe_encode_heap(&b, text, N, heap, &scratch));
+        assert_memory_equal(fast, heap, n * sizeof *fast);
+    }
+    bpe_free(&b);
+    free(scratch.memory);
+}
+
 static void trie(void **state) {
     (void)state;
     struct dice d = dice_make(5);
@@ -147,6 +183,7 @@ static void trie(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(agree), cmocka_unit_test(trie)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(agree), cmocka_unit_test(giant_tokens),
+                                       cmocka_unit_test(trie)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
