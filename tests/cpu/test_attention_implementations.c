@@ -221,6 +221,56 @@ static void test_random_backward(void **state) {
         check_random(OP_ATTENTION_BACKWARD, seed);
 }
 
+/* ------------------------------------------------------------------ evicted pages */
+
+/* Pages whose keys nobody sees may be gone: every implementation gives the same bits without. */
+static void test_evicted_pages(void **state) {
+    (void)state;
+    const struct op_info *info = op_info_get(OP_ATTENTION_FORWARD);
+    struct visible_rule rule = {
+        .causal = true,
+        .parts = 2,
+        .part = {{VISIBLE_WINDOW, 20, 0, NULL}, {VISIBLE_SINKS, 3, 0, NULL}}};
+    struct op_case c;
+    info->test_case(0, &c);
+    const char *const unused[] = {"slopes", "bias", "sink", "k_scale", "v_scale", "step"};
+    c.absent = 0;
+    for (int i = 0; i < 6; i++)
+        drop_argument(&c, info, unused[i]);
+    c.size['N'] = 5;
+    c.size['S'] = 1;
+    c.size['P'] = 9;
+    c.size['M'] = 16 * 9;
+    struct attention_params p;
+    memcpy(&p, c.params, sizeof p);
+    p.rules = &rule;
+    p.rule_count = 1;
+    p.page_size = 16;
+    for (int k = ATTENTION_FLASH; k <= ATTENTION_MATERIALISED; k++) {
+        p.implementation = (enum attention_implementation)k;
+        memcpy(c.params, &p, sizeof p);
+        struct op_run all, fewer;
+        op_run_create(&all, info, &c, PLACE_AT_END, false);
+        op_run_create(&fewer, info, &c, PLACE_AT_END, false);
+        int32_t *pages = fewer.args[F_PAGES].data, length = *(int32_t *)fewer.args[F_LENGTH].data;
+        int gone = 0;
+        for (int64_t page = 0; page < 9; page++) {
+            int64_t j0 = 16 * page, j1 = j0 + 16 < length ? j0 + 16 : length;
+            if (!visible_any(&rule, 0, 5, length - 5, j0, j1)) {
+                pages[page] = -1;
+                gone++;
+            }
+        }
+        assert_true(gone >= 5);
+        op_run_keep(&fewer);
+        call(&all, 2, names[k]);
+        call(&fewer, 2, names[k]);
+        assert_true(op_run_same_bits(&all, &fewer));
+        op_run_free(&all);
+        op_run_free(&fewer);
+    }
+}
+
 /* ------------------------------------------------------------------ probabilities */
 
 /* o = p v, every row of p adds up to 1 (less with a sink), and what is unseen is exactly 0. */
@@ -290,9 +340,8 @@ int main(void) {
     if (op_context_init(&cpu, backend_cpu(), NULL) != TRIL_OK)
         return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_registry_cases),
-        cmocka_unit_test(test_random_forward),
-        cmocka_unit_test(test_random_backward),
+        cmocka_unit_test(test_registry_cases),      cmocka_unit_test(test_random_forward),
+        cmocka_unit_test(test_random_backward),     cmocka_unit_test(test_evicted_pages),
         cmocka_unit_test(test_weights_make_output),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
