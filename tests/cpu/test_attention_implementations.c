@@ -271,6 +271,74 @@ static void test_evicted_pages(void **state) {
     }
 }
 
+/* ------------------------------------------------------------------ borrowed memory */
+
+static bool untouched(const struct op_run *r) {
+    for (int i = 0; i < r->info->arg_count; i++)
+        if (r->memory[i].map &&
+            memcmp(r->memory[i].begin, r->memory[i].initial, r->memory[i].bytes) != 0)
+            return false;
+    return true;
+}
+
+/* What a call says it needs is enough; less is refused before anything is written. */
+static void check_lent(const struct op_info *info, int index, const struct op_case *c) {
+    const char *what = op_case_describe(info, index, c);
+    struct op_run own, lent;
+    struct op_context ctx;
+    struct tril_error err = {0};
+    int64_t bytes = -1;
+    op_run_create(&own, info, c, PLACE_AT_END, false);
+    op_run_create(&lent, info, c, PLACE_AT_END, false);
+    call(&own, 2, what);
+    threads_set(2);
+    assert_int_equal(op_context_init(&ctx, backend_cpu(), NULL), TRIL_OK);
+    assert_int_equal(op_scratch_needed(&ctx, info->id, lent.args, c->params, &bytes, &err),
+                     TRIL_OK);
+    if (!untouched(&lent))
+        fail_msg("%s: asking writes", what);
+    char *memory = malloc((size_t)bytes + 1);
+    assert_non_null(memory);
+    if (bytes > 0) { /* else the reference computes this case */
+        op_context_lend(&ctx, memory + 1, bytes - 64);
+        tril_status st = op_call(&ctx, info->id, lent.args, c->params, &err);
+        if (st != TRIL_ERR_MEMORY || !untouched(&lent))
+            fail_msg("%s: with too little memory, status %d", what, st);
+    }
+    op_context_lend(&ctx, memory + 1, bytes);
+    if (op_call(&ctx, info->id, lent.args, c->params, &err) != TRIL_OK)
+        fail_msg("%s: %s", what, err.message);
+    if (!op_run_same_bits(&own, &lent))
+        fail_msg("%s: other bits in borrowed memory", what);
+    threads_set(0);
+    op_context_free(&ctx);
+    free(memory);
+    op_run_free(&own);
+    op_run_free(&lent);
+}
+
+static void test_lent(void **state) {
+    (void)state;
+    int operations = 0;
+    for (int id = 0; id < OP_COUNT; id++) {
+        const struct op_info *info = op_info_get((enum op_id)id);
+        bool chosen = id == OP_ATTENTION_FORWARD || id == OP_ATTENTION_BACKWARD;
+        struct op_case c;
+        operations += info->scratch_first;
+        for (int index = 0; info->scratch_first && info->test_case(index, &c); index++)
+            for (int k = ATTENTION_FLASH; k <= (chosen ? ATTENTION_MATERIALISED : 0); k++) {
+                if (chosen) {
+                    struct attention_params p;
+                    memcpy(&p, c.params, sizeof p);
+                    p.implementation = (enum attention_implementation)k;
+                    memcpy(c.params, &p, sizeof p);
+                }
+                check_lent(info, index, &c);
+            }
+    }
+    assert_true(operations >= 5);
+}
+
 /* ------------------------------------------------------------------ probabilities */
 
 /* o = p v, every row of p adds up to 1 (less with a sink), and what is unseen is exactly 0. */
@@ -340,8 +408,11 @@ int main(void) {
     if (op_context_init(&cpu, backend_cpu(), NULL) != TRIL_OK)
         return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_registry_cases),      cmocka_unit_test(test_random_forward),
-        cmocka_unit_test(test_random_backward),     cmocka_unit_test(test_evicted_pages),
+        cmocka_unit_test(test_registry_cases),
+        cmocka_unit_test(test_random_forward),
+        cmocka_unit_test(test_random_backward),
+        cmocka_unit_test(test_evicted_pages),
+        cmocka_unit_test(test_lent),
         cmocka_unit_test(test_weights_make_output),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
