@@ -368,7 +368,8 @@ static void direct_split(const struct forward *f, const struct unit *u, struct r
         pack_transposed_whole(keys, &list, f->c.width, k->dtype);
         key_rows(f, u, v, &f->c.v_scale, j0, end, &list);
         pack_rows_whole(values, &list, f->c.width, v->dtype);
-        for (; r + TILE_ROWS <= b->count; r += TILE_ROWS)
+        bool few = count <= PANEL; /* keys: a tile of two vectors holds them all */
+        for (; r + TILE_ROWS <= b->count || (few && r < b->count); r += TILE_ROWS)
             direct_step(TILE_ROWS, 2, f, b, r, keys, values, j0, end);
         for (; r + 2 < b->count; r += 4)
             direct_step(4, 2, f, b, r, keys, values, j0, end);

@@ -193,15 +193,15 @@ struct row_list {
     int64_t count;
 };
 
-/* Rows (the rest zero) into panels [KEY_BLOCK / panel][d][panel]: the operand b of a product over
- * channels. */
-SIMD void pack_transposed_as(float *out, const struct row_list *list, int64_t d, int64_t panel,
-                             enum dtype type) {
+/* Rows into panels [KEY_BLOCK / panel][d][panel]: the operand b of a product over channels. Zeros
+ * follow them up to key `fill`, a multiple of VF_WIDTH; the rest is left as it was. */
+SIMD void pack_transposed_as(float *out, const struct row_list *list, int64_t d, int64_t fill,
+                             int64_t panel, enum dtype type) {
     const void *const *row = list->row;
     const int64_t count = list->count;
     const vf zero = vf_zero();
     const int64_t bytes = d * dtype_bytes(type);
-    for (int64_t j = 0; j < KEY_BLOCK; j += VF_WIDTH) {
+    for (int64_t j = 0; j < fill; j += VF_WIDTH) {
         float *to = out + j / panel * panel * d + j % panel;
         vi present = vi_iota() < vi_set((int)(count - j));
         int64_t t = 0;
@@ -236,7 +236,8 @@ SIMD vf load_scaled(const void *row, enum dtype type, int64_t t, int n, vf scale
 }
 
 /* The same rows into panels [width / panel][KEY_BLOCK][panel]: the operand b of a product over
- * keys. width is d rounded up; columns from d on are zero. */
+ * keys. width is d rounded up; columns from d on are zero; rows that are not there are left as they
+ * were. */
 SIMD void pack_rows_as(float *out, const struct row_list *list, int64_t d, int64_t width,
                        int64_t panel, enum dtype type) {
     const void *const *row = list->row;
@@ -265,9 +266,6 @@ SIMD void pack_rows_as(float *out, const struct row_list *list, int64_t d, int64
             vf_store(to + v, x);
         }
     }
-    for (int64_t j = count; j < KEY_BLOCK; j++, out += panel)
-        for (int64_t t = 0; t < width; t += VF_WIDTH)
-            vf_store(out + t / panel * next + t % panel, vf_zero());
 }
 
 #define NOT_ALL_USE static inline __attribute__((unused))
@@ -284,15 +282,17 @@ SIMD void pack_rows_as(float *out, const struct row_list *list, int64_t d, int64
 /* For the tiles of two vectors. */
 NOT_ALL_USE void pack_transposed(float *out, const struct row_list *list, int64_t d,
                                  enum dtype type) {
-    PACK_AS(pack_transposed_as, type, out, list, d, PANEL);
+    PACK_AS(pack_transposed_as, type, out, list, d, round_up(list->count, PANEL), PANEL);
 }
 NOT_ALL_USE void pack_rows(float *out, const struct row_list *list, int64_t d, enum dtype type) {
     PACK_AS(pack_rows_as, type, out, list, d, round_up(d, PANEL), PANEL);
 }
-/* In one panel, for tiles of any width: [d][KEY_BLOCK] and [KEY_BLOCK][width]. */
+/* In one panel: [d][KEY_BLOCK] and [KEY_BLOCK][width], for tiles of any width if there are more
+ * keys than PANEL. */
 NOT_ALL_USE void pack_transposed_whole(float *out, const struct row_list *list, int64_t d,
                                        enum dtype type) {
-    PACK_AS(pack_transposed_as, type, out, list, d, KEY_BLOCK);
+    PACK_AS(pack_transposed_as, type, out, list, d, list->count <= PANEL ? PANEL : KEY_BLOCK,
+            KEY_BLOCK);
 }
 NOT_ALL_USE void pack_rows_whole(float *out, const struct row_list *list, int64_t d,
                                  enum dtype type) {
