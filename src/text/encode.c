@@ -1,8 +1,8 @@
 /* Encoding: added tokens, normalisation, pre-tokens, and a cache of short ones.
  *
- * The cache maps a pre-token of up to 15 bytes (kept whole, so a hit is exact) to its ids. It is
- * direct-mapped: a new word takes the place of an older one. Words of a language are few, so nearly
- * every pre-token of prose is one look-up; longer and rare ones run the merges. */
+ * The cache maps a pre-token of up to 15 bytes (kept whole, so a hit is exact) to its ids. Two
+ * words share a cache line; a new one takes the place of the older. Words of a language are few, so
+ * nearly every pre-token of prose is one look-up; longer and rare ones run the merges. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 #include "text/pretokens.h"
 #include "text/tokenizer_impl.h"
 
-#define CACHE_BITS 15
+#define CACHE_BITS 16
 #define CACHE_SIZE (1u << CACHE_BITS)
 #define CACHE_KEY 15   /* bytes */
 #define CACHE_INLINE 3 /* ids beside the key; more of them lie in the pool */
@@ -82,12 +82,13 @@ struct encoder *encoder_acquire(const struct tokenizer *t) {
     e = calloc(1, sizeof *e);
     if (!e)
         return NULL;
-    e->cache = calloc(CACHE_SIZE, sizeof *e->cache);
+    e->cache = aligned_alloc(64, CACHE_SIZE * sizeof *e->cache);
     e->pool = malloc(POOL_SIZE * sizeof *e->pool);
     if (!e->cache || !e->pool) {
         encoder_free(e);
         return NULL;
     }
+    memset(e->cache, 0, CACHE_SIZE * sizeof *e->cache);
     return e;
 }
 
@@ -122,7 +123,7 @@ static bool reserve(struct encoder *e, size_t n) {
 /* The merges on n bytes, onto the output, in which n places are free. */
 static bool run_bpe(struct encoder *e, const struct tokenizer *t, const unsigned char *p,
                     size_t n) {
-    if (t->ignore_merges) {
+    if (t->whole_first) {
         uint32_t id = tokenizer_find(t, p, n);
         if (id != NO_TOKEN) {
             e->ids[e->count++] = id;
@@ -218,9 +219,14 @@ static inline tril_status word(struct encoder *e, const struct tokenizer *t, con
     }
     key1 |= (uint64_t)n << 56;
     uint64_t h = (key0 ^ (key1 * 0x9E3779B97F4A7C15u)) * 0xD6E8FEB86659FD93u;
-    struct cache_entry *entry = &e->cache[h >> (64 - CACHE_BITS)];
-    if (entry->key[0] != key0 || entry->key[1] != key1)
-        return word_slow(e, t, p, n, entry, key0, key1, err);
+    struct cache_entry *entry = &e->cache[h >> (64 - CACHE_BITS) & ~(uint64_t)1];
+    if (entry->key[0] != key0 || entry->key[1] != key1) {
+        if (entry[1].key[0] != key0 || entry[1].key[1] != key1) {
+            entry[1] = entry[0];
+            return word_slow(e, t, p, n, entry, key0, key1, err);
+        }
+        entry++;
+    }
     if (e->capacity - e->count < 16 && !reserve(e, 16))
         return error_set(err, TRIL_ERR_MEMORY, "not enough memory for the ids of a text");
     uint32_t *out = e->ids + e->count;

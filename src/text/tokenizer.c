@@ -236,6 +236,9 @@ tril_status tokenizer_build(struct tokenizer **out, struct tokenizer_parts *part
     TRY(take_added(t, name, &own));
     TRY(take_merges(t, parts, &own));
     find_fast_path(t);
+    for (uint32_t i = 0; i < t->vocab_size && t->ignore_merges; i++)
+        t->whole_first |= !t->bpe.linear || (t->tokens[i].size && !(t->flags[i] & TOKEN_RAW) &&
+                                             !t->bpe.splits[i].size);
     t->eos_id = -1;
     static const char *const ends[] = {"<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>",
                                        "<|im_end|>"};

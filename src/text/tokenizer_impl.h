@@ -56,6 +56,7 @@ struct tokenizer {
     struct bpe_merge *merges;
     uint32_t merge_count;
     bool ignore_merges; /* a pre-token that is a token becomes it at once */
+    bool whole_first;   /* and some token does not come about by merges: it must be looked up */
     int64_t unk_id;     /* for bytes without a token; -1: they are refused */
     bool fuse_unk, bytes_missing;
     struct added_token *added; /* in order of id */
