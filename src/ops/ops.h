@@ -43,7 +43,8 @@ struct op_context {
     bool lent;        /* scratch is the caller's: op_context_lend */
     bool measuring;   /* op_scratch only notes what it is asked for: op_scratch_needed */
     int64_t measured; /* the largest request, then */
-    bool reference;   /* run every operation through its reference (slow; for checking) */
+    int64_t block_rows, block_keys; /* what the last flash attention_forward worked in */
+    bool reference; /* run every operation through its reference (slow; for checking) */
 };
 
 tril_status op_context_init(struct op_context *ctx, const struct backend *backend,

@@ -685,8 +685,11 @@ static tril_status forward(struct op_context *ctx, const struct tensor *args, co
     f.packed_bytes = f.partial_bytes = 0;
     f.next_sequence = f.next_head = 0;
     bool waves = false;
-    while (wave_next(&f))
+    while (wave_next(&f)) {
         waves = true;
+        ctx->block_rows = f.row_block;
+        ctx->block_keys = KEY_BLOCK;
+    }
     f.worker_bytes = worker_size(f.width);
     int64_t workers = waves ? f.worker_bytes * threads_count() : 0;
     int64_t packed = round_up(f.packed_bytes, 64);
