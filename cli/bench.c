@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "bench_attention.h"
 #include "cli.h"
 #include "json.h"
 #include "model_options.h"
@@ -73,7 +74,8 @@ int cmd_bench(int argc, char **argv) {
                                    .recompute = "none",
                                    .device = "cpu"};
     struct model_flags flags = {0};
-    struct option_list what = {0};
+    struct option_list what = {0}, visible = {0};
+    struct tril_bench_attention_options a = {0};
     struct tril_bench_result result;
     struct tril_error err = {0};
     bool json = false;
@@ -92,23 +94,45 @@ int cmd_bench(int argc, char **argv) {
         {"seq", "T", "tokens a row; decode: tokens in the cache (512)", OPTION_INT, &o.seq, 1, 1e8,
          NULL},
         {"steps", "N", "repetitions, after a warm-up (5)", OPTION_INT, &o.steps, 1, 1e6, NULL},
-        {"dtype", "TYPE", "", OPTION_CHOICE, &o.dtype, 0, 0, "bf16|fp32"},
+        {"dtype", "TYPE", "", OPTION_CHOICE, &o.dtype, 0, 0, "bf16|fp32|fp16"},
         {"recompute", "WHAT", "train: activations computed again", OPTION_CHOICE, &o.recompute, 0,
          0, "none|selective|full"},
         {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|reference"},
+        {.kind = OPTION_HEADING,
+         .help = "Attention (with --batch, --heads, --kv-heads, --seq, --head-dim, --dropout)"},
+        {"impl", "NAME", "", OPTION_CHOICE, &a.implementation, 0, 0,
+         "flash|fused|materialised|reference|linear"},
+        {"visible", "RULE", "see tril attention --help (causal)", OPTION_REPEATED, &visible, 0, 0,
+         NULL},
+        {"keys", "Tk", "(--seq)", OPTION_INT, &a.keys, 1, 1e9, NULL},
+        {"alibi", NULL, "ALiBi's slopes", OPTION_FLAG, &a.alibi, 0, 0, NULL},
+        {"softcap", "X", "", OPTION_NUMBER, &a.softcap, 0, 1e30, NULL},
+        {"forward-only", NULL, "do not time the backward", OPTION_FLAG, &a.forward_only, 0, 0,
+         NULL},
+        {"decode", NULL, "one new token against a cache in memory, not in the processor",
+         OPTION_FLAG, &a.decode, 0, 0, NULL},
+        {"cache", "N", "keys in the cache (8192)", OPTION_INT, &a.cache, 1, 1e9, NULL},
+        {"page", "P", "rows of a page (default: contiguous)", OPTION_INT, &a.page, 1, 65536, NULL},
+        {"kv-dtype", "TYPE", "of the cache (--dtype)", OPTION_CHOICE, &a.kv_dtype, 0, 0,
+         "fp32|bf16|q8"},
+        {.kind = OPTION_HEADING, .help = "How"},
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
         {"json", NULL, "print one JSON object", OPTION_FLAG, &json, 0, 0, NULL},
     };
     const struct command command = {
         .name = "bench",
-        .usage = "train|prefill|decode|gemm [--preset NAME] [--batch B] [--seq T] [--json]",
+        .usage =
+            "train|prefill|decode|gemm|attention [--preset NAME] [--batch B] [--seq T] [--json]",
         .summary =
-            "Times whole training steps, prefill, decoding or single matrix products on random "
-            "weights, and\nmeasures the machine's peak rate and memory bandwidth in the same run.",
+            "Times whole training steps, prefill, decoding, single matrix products or attention by "
+            "itself on\nrandom weights, and measures the machine's peak rate and memory bandwidth "
+            "in the same run.",
         .examples =
             "  tril bench train --preset gpt2 --batch 4 --seq 256\n"
             "  tril bench decode --preset llama-110m --dtype bf16 --steps 50 --json\n"
-            "  TRIL_CPU=avx2 tril bench gemm --preset gpt2 --batch 4 --seq 256 --dtype fp32",
+            "  TRIL_CPU=avx2 tril bench gemm --preset gpt2 --batch 4 --seq 256 --dtype fp32\n"
+            "  tril bench attention --heads 12 --seq 4096 --head-dim 64 --visible window:256\n"
+            "  tril bench attention --decode --heads 32 --kv-heads 8 --head-dim 128 --cache 8192",
         .options = options,
         .option_count = sizeof options / sizeof *options,
         .positional = &what};
@@ -116,11 +140,25 @@ int cmd_bench(int argc, char **argv) {
         goto done;
     if (what.count != 1) {
         snprintf(err.message, sizeof err.message,
-                 "name one benchmark: train, prefill, decode or gemm");
+                 "name one benchmark: train, prefill, decode, gemm or attention");
         code = command_fail("bench", TRIL_ERR_ARGUMENT, &err);
         goto done;
     }
     o.what = what.values[0];
+    if (strcmp(o.what, "attention") == 0) {
+        const struct tril_model_overrides *m = &o.source.overrides;
+        a.batch = o.batch;
+        a.steps = o.steps;
+        a.dtype = o.dtype;
+        a.seq = o.seq > 0 ? o.seq : 1024;
+        a.heads = m->heads > 0 ? m->heads : 8;
+        a.kv_heads = m->kv_heads > 0 ? m->kv_heads : 0;
+        a.head_dim = m->head_dim > 0 ? m->head_dim : 64;
+        a.dropout = m->dropout > 0 ? m->dropout : 0;
+        tril_threads_set((int)threads);
+        code = bench_attention(&a, &visible, json);
+        goto done;
+    }
     if (!o.source.model && !o.source.preset && !o.source.config)
         o.source.preset = "gpt2";
     tril_threads_set((int)threads);
@@ -134,5 +172,6 @@ int cmd_bench(int argc, char **argv) {
         print_text(&o, &result);
 done:
     option_list_free(&what);
+    option_list_free(&visible);
     return code;
 }

@@ -9,7 +9,8 @@
     X(generate, "continue a text")                                                                 \
     X(tokenizer, "train a tokenizer; text to ids and back")                                        \
     X(inspect, "parameters, FLOPs, memory and shapes of a model")                                  \
-    X(bench, "measure training, prefill, decoding and matrix products on this machine")            \
+    X(attention, "attention on tensors of your own, forward and backward; pictures of masks")      \
+    X(bench, "measure training, prefill, decoding, attention and matrix products on this machine") \
     X(version, "what this build found: instruction sets, libraries")
 
 #define COMMAND_DECLARE(name, text) int cmd_##name(int argc, char **argv);

@@ -2,6 +2,7 @@
 #ifndef TRIL_TRIL_H
 #define TRIL_TRIL_H
 
+#include "tril/attention.h"
 #include "tril/bench.h"
 #include "tril/config.h"
 #include "tril/error.h"

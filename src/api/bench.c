@@ -67,7 +67,7 @@ tril_status tril_bench(const struct tril_bench_options *o, struct tril_bench_res
     if (kind == 4)
         return error_set(err, TRIL_ERR_ARGUMENT,
                          "there is no benchmark '%s': train, prefill, decode or gemm", o->what);
-    if (o->dtype && !dtype_parse(o->dtype, &c.dtype))
+    if (o->dtype && (!dtype_parse(o->dtype, &c.dtype) || (c.dtype != DT_F32 && c.dtype != DT_BF16)))
         return error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16 or fp32, not '%s'", o->dtype);
     TRY(recompute_parse(&c.recompute, o->recompute, err));
     TRY(source_config(&o->source, &config, err));
