@@ -120,6 +120,7 @@ def main():
                 [
                     pre_tokenizers.Split(Regex(r"\p{N}{1,3}"), "isolated"),
                     pre_tokenizers.Split(Regex("[一-龥぀-ゟ゠-ヿ]+"), "isolated"),
+                    pre_tokenizers.Split(Regex(r"\p{Lu}+\p{Ll}+"), "isolated"),
                     pre_tokenizers.Split(Regex(r"[\p{L}\p{M}]+|\s+(?!\S)|[^\p{L}\p{M}\s]+"), "isolated"),
                     pre_tokenizers.Split("/", "isolated"),
                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),

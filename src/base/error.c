@@ -29,7 +29,8 @@ int tril_status_exit_code(tril_status status) {
     return tril_status_exit_code(TRIL_ERR_INTERNAL);
 }
 
-/* Copies text into the message; a message too long is cut between two UTF-8 characters. */
+/* Copies text into the message; a message too long is cut between two UTF-8 characters. What it
+ * quotes may hold anything: control characters become blanks, so that it stays one line. */
 static void message_store(struct tril_error *err, const char *text) {
     size_t n = strlen(text), room = sizeof err->message - 1;
     if (n > room) {
@@ -39,6 +40,9 @@ static void message_store(struct tril_error *err, const char *text) {
     }
     memcpy(err->message, text, n);
     err->message[n] = '\0';
+    for (char *p = err->message; *p; p++)
+        if ((unsigned char)*p < 0x20 || *p == 0x7F)
+            *p = ' ';
 }
 
 /* Room for what a prefix and a message can hold before they are cut. */

@@ -143,6 +143,16 @@ static size_t property_at(const char *p, const char **missing) {
 
 /* ------------------------------------------------- rewriting and compiling */
 
+/* Whether the '}' at p ends a repetition ({2}, {1,3}) and not \p{L} or \x{41}. */
+static bool ends_repetition(const char *regex, const char *p) {
+    const char *open = p;
+    while (open > regex && *open != '{')
+        open--;
+    if (open + 1 >= p || strspn(open + 1, "0123456789,") != (size_t)(p - open) - 1)
+        return false;
+    return !(open >= regex + 2 && open[-2] == '\\' && strchr("pPx", open[-1]));
+}
+
 static void put_set(struct string *out, bool inside, const char *before, const char *text,
                     size_t size, const char *more) {
     if (!inside)
@@ -188,7 +198,8 @@ static struct string translate(const char *regex, enum pattern_dialect dialect,
             *refused = "a set inside a set";
         else if (*p == '&' && set && p[1] == '&')
             *refused = "an intersection of sets";
-        else if (*p == '+' && !set && p > regex && p[-1] == '}' && dialect == PATTERN_ONIGURUMA)
+        else if (*p == '+' && !set && p > regex && p[-1] == '}' && dialect == PATTERN_ONIGURUMA &&
+                 ends_repetition(regex, p - 1))
             *refused = "}+, which Oniguruma does not read as possessive";
         else if (*p == ']')
             set = false;

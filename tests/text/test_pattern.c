@@ -165,6 +165,16 @@ static void patterns_by_name(void **state) {
     assert_int_equal(pattern_named(&p, "\\w+|\\s+", &err), TRIL_ERR_UNSUPPORTED);
     assert_int_equal(pattern_compile(&p, "\\p{N}{1,3}+|\\S|\\s", PATTERN_ONIGURUMA, &err),
                      TRIL_ERR_UNSUPPORTED);
+    static const char *const good[] = {"\\p{L}+|\\P{L}+", "\\x{41}+|[^A]+", "\\pL+|\\PL",
+                                       "\\p{N}{1,3}|\\p{Lu}?\\p{Ll}+|.|\n"};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        if (pattern_compile(&p, good[i], PATTERN_ONIGURUMA, &err) != TRIL_OK)
+            fail_msg("%s", err.message);
+        pattern_free(&p);
+    }
+    assert_int_equal(pattern_compile(&p, "a{2}+|.", PATTERN_ONIGURUMA, &err), TRIL_ERR_UNSUPPORTED);
+    assert_int_equal(pattern_compile(&p, "a{2}+|.", PATTERN_RUST, &err), TRIL_OK);
+    pattern_free(&p);
     assert_int_equal(pattern_compile(&p, "[a&&b]|.", PATTERN_ONIGURUMA, &err),
                      TRIL_ERR_UNSUPPORTED);
 }
