@@ -13,6 +13,9 @@
  *   direct  units with at most DIRECT_ROWS rows (decoding) pack one block of keys at a time, in the
  *           first-level cache
  *
+ * With AMX and q, k and v in bf16 both run on tiles (attention_amx.h): P is then rounded to bf16,
+ * and steps are of 32 rows (direct: 16).
+ *
  * Where a rule excludes something, splits, blocks of keys and tiles of rows that see nothing of
  * each other are skipped, and in what remains only panels of keys are computed that some row of the
  * tile sees (attention_score.h). What is skipped would have added zeros: a row's bits do not
@@ -23,239 +26,12 @@
 
 #include "base/memory.h"
 #include "base/threads.h"
-#include "cpu/kernels/attention_score.h"
+#include "cpu/kernels/attention_step.h"
 
 #define SPLIT_KEYS 1024
 #define DIRECT_ROWS 8
-#define ROW_BLOCK 96 /* a multiple of every TILE_ROWS */
-#define WAVE_UNITS 256
 #define WAVE_BYTES (24 << 20)
 #define SERIAL_FLOPS 4e5 /* below this a thread costs more than it brings */
-
-struct unit {
-    int64_t sequence, kv_head;
-    int64_t rows, length; /* query rows of the group; keys */
-    float *keys, *values; /* packed; NULL: direct */
-    float *partial;       /* one softmax state for each task, where splits run in parallel */
-    int64_t first_task, first_block; /* within the wave */
-};
-
-struct forward {
-    struct attention_call c;
-    int64_t group, width, splits_parallel, row_block;
-    float q_factor, softcap, softcap_out, keep_factor;
-    bool adjusted;           /* softcap, ALiBi or bias */
-    uint32_t drop_threshold; /* 0: no dropout */
-    struct philox dropout;
-    struct unit unit[WAVE_UNITS];
-    int64_t units, tasks, blocks; /* of this wave */
-    int64_t next_sequence, next_head;
-    char *worker;
-    int64_t worker_bytes;
-    char *packed, *partial;
-    int64_t packed_bytes, partial_bytes;
-};
-
-/* The softmax of a block of rows over some keys: o unnormalised [rows, width], m the maximum and l
- * the sum (one partial sum a lane) of 2^(score - m). */
-struct state {
-    float *o, *m, *l;
-};
-
-/* A worker's memory for one block of rows. */
-struct rows {
-    int64_t count, padded; /* padded to TILE_ROWS with rows that see nothing */
-    float *q;              /* [padded, width], times q_factor */
-    float *s;              /* scores of a few rows [TILE_ROWS, KEY_BLOCK] */
-    int64_t *seen;         /* no keys from here on are visible; plain: all before are */
-    int64_t *row, *position;
-    int32_t *head, *index;  /* index: of the row in its sequence */
-    struct row_range range; /* all of them */
-    int64_t length;         /* keys of the sequence */
-    float *block; /* K and V of a block of keys [2, KEY_BLOCK, width], if not packed beforehand */
-    struct state part, total;
-};
-
-static int64_t state_floats(int64_t rows, int64_t width) {
-    return rows * (width + 1 + VF_WIDTH);
-}
-
-static struct state state_at(float *memory, int64_t rows, int64_t width) {
-    return (struct state){memory, memory + rows * (width + VF_WIDTH), memory + rows * width};
-}
-
-static int64_t worker_size(int64_t width) {
-    int64_t bytes = (ROW_BLOCK * width + (TILE_ROWS + 2 * width) * KEY_BLOCK) * 4;
-    bytes += ROW_BLOCK * (3 * 8 + 2 * 4);
-    bytes += 2 * 4 * state_floats(ROW_BLOCK, width);
-    return round_up(bytes, 4096) + 64 * 9; /* not a power of two apart */
-}
-
-static struct rows rows_at(char *memory, int64_t width) {
-    struct rows b = {0};
-    b.q = (float *)memory;
-    b.block = b.q + ROW_BLOCK * width;
-    b.s = b.block + 2 * KEY_BLOCK * width;
-    float *state = b.s + TILE_ROWS * KEY_BLOCK;
-    b.part = state_at(state, ROW_BLOCK, width);
-    b.total = state_at(state + state_floats(ROW_BLOCK, width), ROW_BLOCK, width);
-    b.seen = (int64_t *)(void *)(state + 2 * state_floats(ROW_BLOCK, width));
-    b.row = b.seen + ROW_BLOCK;
-    b.position = b.row + ROW_BLOCK;
-    b.head = (int32_t *)(b.position + ROW_BLOCK);
-    b.index = b.head + ROW_BLOCK;
-    return b;
-}
-
-/* Gathers rows [begin, begin + count) of a unit. */
-static void rows_load(const struct forward *f, const struct unit *u, int64_t begin, int64_t count,
-                      struct rows *b) {
-    const struct attention_call *c = &f->c;
-    int64_t first = c->q_offsets[u->sequence];
-    int64_t ahead = u->length - (c->q_offsets[u->sequence + 1] - first);
-    b->count = count;
-    b->padded = round_up(count, TILE_ROWS);
-    b->length = u->length;
-    b->range = (struct row_range){u->sequence, u->kv_head, f->group, begin, count};
-    for (int64_t r = 0; r < count; r++) {
-        int64_t i = (begin + r) / f->group, head = u->kv_head * f->group + (begin + r) % f->group;
-        b->row[r] = first + i;
-        b->head[r] = (int32_t)head;
-        b->index[r] = (int32_t)i;
-        b->position[r] = ahead + i;
-        b->seen[r] = attention_visible(c, u->sequence, i, head);
-        row_to_float(b->q + r * f->width, element(&c->q, first + i, head), c->q.dtype, c->width,
-                     f->width, f->q_factor);
-    }
-    for (int64_t r = count; r < b->padded; r++) {
-        b->row[r] = b->head[r] = b->index[r] = 0;
-        b->position[r] = b->seen[r] = 0;
-        memset(b->q + r * f->width, 0, (size_t)f->width * 4);
-    }
-}
-
-static void state_clear(struct state *s, int64_t rows, int64_t width) {
-    memset(s->o, 0, (size_t)(rows * width) * 4);
-    memset(s->l, 0, (size_t)(rows * VF_WIDTH) * 4);
-    for (int64_t r = 0; r < rows; r++)
-        s->m[r] = -INFINITY;
-}
-
-/* Softcap, ALiBi and bias on the scores s of one row and the keys from j0 on, vectors [from, to).
- */
-static void adjust(const struct forward *f, const struct rows *b, int64_t r, int64_t j0,
-                   int64_t from, int64_t to, float *s) {
-    if (f->softcap > 0)
-        for (int64_t v = from; v < to; v++) {
-            vf x = vf_tanh(vf_load(s + v * VF_WIDTH)) * vf_set(f->softcap_out);
-            vf_store(s + v * VF_WIDTH, x);
-        }
-    if (f->c.slopes.data) {
-        vf slope = vf_set(-(float)LOG2E * ((const float *)f->c.slopes.data)[b->head[r]]);
-        vi distance = vi_set((int32_t)(b->position[r] - j0 - from * VF_WIDTH)) - vi_iota();
-        for (int64_t v = from; v < to; v++) {
-            vf x = vf_load(s + v * VF_WIDTH);
-            vf_store(s + v * VF_WIDTH, vf_fma(slope, vf_abs(vf_from_vi(distance)), x));
-            distance -= vi_set(VF_WIDTH);
-        }
-    }
-    if (f->c.bias.data)
-        for (int64_t v = from; v < to; v++) {
-            int64_t j = j0 + v * VF_WIDTH;
-            vf x = vf_load(s + v * VF_WIDTH);
-            x = add_bias(&f->c.bias, b->head[r], b->index[r], j, b->length - j, x);
-            vf_store(s + v * VF_WIDTH, x);
-        }
-}
-
-/* One step of the online softmax for rows r0 .. r0 + rows - 1 of b and the keys from j0 on, whose
- * scores (vectors [from, to), from even) are in b->s: they become probabilities, unseen ones 0;
- * correction[i] is what the rows' outputs so far must be multiplied by. mask: a word of visible
- * keys for each row; NULL: those before `seen`. Never inlined: every path runs this code. */
-static __attribute__((noinline)) void softmax_step(const struct forward *f, struct rows *b,
-                                                   int64_t r0, int64_t rows, int64_t j0,
-                                                   int64_t from, int64_t to, const uint64_t *mask,
-                                                   float *correction) {
-    const vf minus = vf_set(-INFINITY);
-    for (int64_t i = 0; i < rows; i++) {
-        float *s = b->s + i * KEY_BLOCK;
-        int64_t r = r0 + i, visible = b->seen[r] - j0;
-        if (f->adjusted)
-            adjust(f, b, r, j0, from, to, s);
-        if (mask) {
-            for (int64_t v = from; v < to; v++)
-                vf_store(s + v * VF_WIDTH,
-                         vf_select(mask_lanes(mask[i], v), vf_load(s + v * VF_WIDTH), minus));
-        } else if (visible < to * VF_WIDTH) {
-            vi limit = vi_set((int32_t)max_i64(visible, 0));
-            vi lane = vi_iota() + vi_set((int32_t)(from * VF_WIDTH));
-            for (int64_t v = from; v < to; v++) {
-                vf_store(s + v * VF_WIDTH,
-                         vf_select(lane < limit, vf_load(s + v * VF_WIDTH), minus));
-                lane += vi_set(VF_WIDTH);
-            }
-        }
-        vf most = minus;
-        for (int64_t v = from; v < to; v++)
-            most = vf_max(most, vf_load(s + v * VF_WIDTH));
-        float before = b->part.m[r], m = max_lane(most);
-        m = before > m ? before : m;
-        vf base = vf_set(m == -INFINITY ? 0.0f : m); /* -inf - 0, never -inf + inf */
-        vf scale = vf_exp2(vf_set(before) - base), sum = vf_zero();
-        for (int64_t v = from; v < to; v++) {
-            vf p = vf_exp2(vf_load(s + v * VF_WIDTH) - base);
-            sum += p;
-            vf_store(s + v * VF_WIDTH, p);
-        }
-        vf_store(b->part.l + r * VF_WIDTH, vf_fma(vf_load(b->part.l + r * VF_WIDTH), scale, sum));
-        b->part.m[r] = m;
-        correction[i] = scale[0];
-        if (f->drop_threshold) {
-            uint64_t at = attention_dropout_element(&f->c, b->head[r], b->row[r], j0);
-            for (int64_t v = from; v < to; v += 2) {
-                vi keep[2];
-                dropout_masks(&f->dropout, at + (uint64_t)(v * VF_WIDTH), f->drop_threshold, keep);
-                for (int64_t k = v; k < to && k < v + 2; k++)
-                    vf_store(s + k * VF_WIDTH,
-                             vf_select(keep[k - v], vf_load(s + k * VF_WIDTH), vf_zero()));
-            }
-        }
-    }
-}
-
-/* Which keys of the block from j0 on (`end`: where keys end) some of the `rows` rows of b from r on
- * see: none outside [*from, *to); false if there are none. *mask: NULL where it takes no words. */
-static bool tile_keys(const struct forward *f, const struct rows *b, int64_t r, int64_t rows,
-                      int64_t j0, int64_t end, int64_t *from, int64_t *to, uint64_t *words,
-                      const uint64_t **mask) {
-    *mask = NULL;
-    *from = 0;
-    if (f->c.plain) {
-        int64_t most = 0;
-        for (int64_t i = r; i < r + rows; i++)
-            most = max_i64(most, b->seen[i]);
-        *to = min_i64(most - j0, KEY_BLOCK);
-        return *to > 0;
-    }
-    int64_t present = min_i64(rows, b->count - r), count = min_i64(KEY_BLOCK, end - j0);
-    bool full;
-    if (present <= 0)
-        return false;
-    struct row_range range = b->range;
-    range.row += r;
-    range.count = present;
-    uint64_t any = range_masks(&f->c, &range, j0, count, words, &full);
-    if (any == 0)
-        return false;
-    *from = __builtin_ctzll(any);
-    *to = 64 - __builtin_clzll(any);
-    if (full && present == rows && count == KEY_BLOCK)
-        return true; /* and `seen` lies behind */
-    for (int64_t i = 0; i < rows; i++)
-        words[i] = i >= present ? 0 : full ? any : words[i];
-    *mask = words;
-    return true;
-}
 
 /* ------------------------------------------------------------------ packed */
 
@@ -380,6 +156,62 @@ static void direct_split(const struct forward *f, const struct unit *u, struct r
     }
 }
 
+/* ------------------------------------------------------------------ AMX */
+
+#if AMX_TILES
+/* Keys [begin, end) of a split into b->part; packed or direct. */
+static void amx_split(const struct forward *f, const struct unit *u, struct rows *b, int64_t begin,
+                      int64_t end) {
+    int64_t d = f->c.width, width = f->width, step = b->step;
+    float correction[AMX_STEP];
+    uint64_t words[AMX_STEP];
+    const uint64_t *mask;
+    struct row_list list;
+    state_clear(&b->part, b->padded, width);
+    for (int64_t j0 = begin; j0 < end; j0 += KEY_BLOCK) {
+        int64_t last = min_i64(j0 + KEY_BLOCK, end), from, to;
+        if (!f->c.plain && !range_any(&f->c, &b->range, j0, last))
+            continue;
+        char *keys = (char *)u->keys + j0 * width * 2, *values = (char *)u->values + j0 * width * 2;
+        if (!u->keys) {
+            keys = (char *)b->block;
+            values = keys + KEY_BLOCK * width * 2;
+            key_rows(f, u, &f->c.k, &f->c.k_scale, j0, end, &list);
+            amx_pack_keys(keys, &list, d, width);
+            key_rows(f, u, &f->c.v, &f->c.v_scale, j0, end, &list);
+            amx_pack_values(values, &list, d, width);
+        }
+        for (int64_t r = 0; r < b->padded; r += step) {
+            if (!tile_keys(f, b, r, step, j0, end, &from, &to, words, &mask))
+                continue;
+            from = from / 32 * 32;
+            to = round_up(to, 32);
+            amx_scores(step, (const char *)b->q + r * width * 2, keys, from, to, width, b->s);
+            softmax_step(f, b, r, step, j0, from / VF_WIDTH, to / VF_WIDTH, mask, correction);
+            amx_pack_probabilities(step, b->s, from, to, (char *)b->p);
+            amx_add_values(step, (const char *)b->p, values, from, to, width, correction,
+                           b->part.o + r * width);
+        }
+    }
+}
+#endif
+
+/* Around the work of a task: tiles are configured per thread. */
+static void tiles_begin(const struct forward *f) {
+    (void)f;
+#if AMX_TILES
+    if (f->amx)
+        amx_begin();
+#endif
+}
+static void tiles_end(const struct forward *f) {
+    (void)f;
+#if AMX_TILES
+    if (f->amx)
+        amx_end();
+#endif
+}
+
 /* ------------------------------------------------------------------ a block of rows */
 
 /* Row r of `total` becomes the softmax over both parts' keys. l: every lane scaled alike. */
@@ -435,6 +267,12 @@ static int64_t rows_seen(const struct rows *b) {
 static void run_split(const struct forward *f, const struct unit *u, struct rows *b, int64_t split,
                       int64_t seen) {
     int64_t begin = split * SPLIT_KEYS, end = min_i64(begin + SPLIT_KEYS, seen);
+#if AMX_TILES
+    if (f->amx) {
+        amx_split(f, u, b, begin, end);
+        return;
+    }
+#endif
     if (u->keys)
         packed_split(f, u, b, begin, end);
     else
@@ -472,6 +310,7 @@ static struct rows task_rows(const struct forward *f, const struct unit *u, int6
 
 static void run_tasks(void *arg, int64_t begin, int64_t end, int worker) {
     const struct forward *f = arg;
+    tiles_begin(f);
     for (int64_t task = begin; task < end; task++) {
         const struct unit *u = find_unit(f, task, false);
         struct rows b = task_rows(f, u, task - u->first_task, worker);
@@ -495,11 +334,13 @@ static void run_tasks(void *arg, int64_t begin, int64_t end, int worker) {
             state_clear(&b.total, b.count, f->width);
         rows_store(f, &b, &b.total);
     }
+    tiles_end(f);
 }
 
 /* The same with a task for every split, and the merging in a second loop. */
 static void run_split_tasks(void *arg, int64_t begin, int64_t end, int worker) {
     const struct forward *f = arg;
+    tiles_begin(f);
     for (int64_t task = begin; task < end; task++) {
         const struct unit *u = find_unit(f, task, false);
         int64_t local = task - u->first_task, splits = split_count(u);
@@ -508,10 +349,11 @@ static void run_split_tasks(void *arg, int64_t begin, int64_t end, int worker) {
         if (!split_seen(f, &b, split, seen))
             continue;
         b.part =
-            state_at(u->partial + local * state_floats(round_up(f->row_block, TILE_ROWS), f->width),
-                     round_up(f->row_block, TILE_ROWS), f->width);
+            state_at(u->partial + local * state_floats(round_up(f->row_block, f->step), f->width),
+                     round_up(f->row_block, f->step), f->width);
         run_split(f, u, &b, split, seen);
     }
+    tiles_end(f);
 }
 
 static void run_merges(void *arg, int64_t begin, int64_t end, int worker) {
@@ -522,7 +364,7 @@ static void run_merges(void *arg, int64_t begin, int64_t end, int worker) {
         for (; task >= row_blocks(f, u); u++)
             task -= row_blocks(f, u);
         struct rows b = task_rows(f, u, task, worker);
-        int64_t seen = rows_seen(&b), rows = round_up(f->row_block, TILE_ROWS);
+        int64_t seen = rows_seen(&b), rows = round_up(f->row_block, f->step);
         float *memory = u->partial + task * split_count(u) * state_floats(rows, f->width);
         struct state total = b.total;
         bool some = false;
@@ -556,6 +398,14 @@ static void run_packing(void *arg, int64_t begin, int64_t end, int worker) {
         if (!f->c.plain && !range_any(&f->c, &all, j0, j0 + count))
             continue;
         key_rows(f, u, &f->c.k, &f->c.k_scale, j0, u->length, &list);
+#if AMX_TILES
+        if (f->amx) {
+            amx_pack_keys((char *)u->keys + j0 * f->width * 2, &list, f->c.width, f->width);
+            key_rows(f, u, &f->c.v, &f->c.v_scale, j0, u->length, &list);
+            amx_pack_values((char *)u->values + j0 * f->width * 2, &list, f->c.width, f->width);
+            continue;
+        }
+#endif
         pack_transposed(u->keys + j0 * f->c.width, &list, f->c.width, f->c.k.dtype);
         key_rows(f, u, &f->c.v, &f->c.v_scale, j0, u->length, &list);
         pack_rows(u->values + j0 * f->width, &list, f->c.width, f->c.v.dtype);
@@ -582,11 +432,12 @@ static bool wave_next(struct forward *f) {
         u->length = c->kv_length[s];
         if (rows > DIRECT_ROWS && u->length > 0) {
             int64_t keys = round_up(u->length, KEY_BLOCK);
-            int64_t bytes = keys * (c->width + f->width) * 4;
+            int64_t key_bytes = f->amx ? f->width * 2 : c->width * 4;
+            int64_t bytes = keys * (key_bytes + f->width * (f->amx ? 2 : 4));
             if (f->units && packed + bytes > WAVE_BYTES)
                 break;
             u->keys = (float *)((uintptr_t)f->packed + (uintptr_t)packed);
-            u->values = u->keys + keys * c->width;
+            u->values = (float *)((uintptr_t)u->keys + (uintptr_t)(keys * key_bytes));
             u->first_block = f->blocks;
             f->blocks += keys / KEY_BLOCK;
             packed += bytes;
@@ -609,8 +460,8 @@ static bool wave_next(struct forward *f) {
         f->tasks = tasks;
         if (serial || tasks >= 8 * threads)
             break;
-        if (f->row_block > 2 * TILE_ROWS && f->row_block > DIRECT_ROWS) {
-            f->row_block = round_up(f->row_block / 2, TILE_ROWS);
+        if (f->row_block > (f->amx ? 1 : 2) * f->step && f->row_block > DIRECT_ROWS) {
+            f->row_block = round_up(f->row_block / 2, f->step);
             continue;
         }
         f->splits_parallel = splits > 1 && tasks < 4 * threads;
@@ -624,7 +475,7 @@ static bool wave_next(struct forward *f) {
         first += tasks;
         if (f->splits_parallel) {
             u->partial = (float *)((uintptr_t)f->partial + (uintptr_t)partial);
-            partial += tasks * 4 * state_floats(round_up(f->row_block, TILE_ROWS), f->width);
+            partial += tasks * 4 * state_floats(round_up(f->row_block, f->step), f->width);
         }
     }
     f->packed_bytes = max_i64(f->packed_bytes, packed);
@@ -674,6 +525,14 @@ static tril_status forward(struct op_context *ctx, const struct tensor *args, co
     f.group = c->heads / c->kv_heads;
     f.width = round_up(c->width, PANEL);
     f.softcap = p->softcap;
+    f.amx = false;
+    f.step = TILE_ROWS;
+#if AMX_TILES
+    if (c->q.dtype == DT_BF16 && c->k.dtype == DT_BF16) {
+        f.amx = true;
+        f.step = AMX_STEP;
+    }
+#endif
     f.q_factor = p->softcap > 0 ? p->scale / p->softcap : p->scale * (float)LOG2E;
     f.softcap_out = p->softcap * (float)LOG2E;
     f.adjusted = p->softcap > 0 || c->slopes.data || c->bias.data;
