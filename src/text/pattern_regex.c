@@ -16,6 +16,10 @@
 
 #define PATTERN_LIMIT 65536 /* bytes of an expression */
 #define JIT_STACK (4u << 20)
+/* A match may take MATCH_STEPS, and so many more for each byte that is left of the text. */
+#define MATCH_STEPS 1000000u
+#define MATCH_STEPS_PER_BYTE 64u
+#define MATCH_STEPS_MOST 4000000000u
 
 #define SPACE_RANGES                                                                               \
     "\\t-\\r\\x20\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}"                     \
@@ -268,10 +272,14 @@ tril_status pattern_match(const struct pattern *p, struct pattern_scratch *s,
         if (!s->match || !s->context || !s->stack)
             return no_memory(err);
         pcre2_jit_stack_assign(s->context, NULL, s->stack);
-        pcre2_set_match_limit(s->context, 100000000);
         pcre2_set_heap_limit(s->context, 1u << 20); /* kilobytes */
     }
     *found = false;
+    /* Expressions that cut text take a few steps per byte of a match; others are stopped. */
+    pcre2_set_match_limit(s->context,
+                          (uint32_t)(size - at < MATCH_STEPS_MOST / MATCH_STEPS_PER_BYTE
+                                         ? MATCH_STEPS + MATCH_STEPS_PER_BYTE * (size - at)
+                                         : MATCH_STEPS + MATCH_STEPS_MOST));
     while (at < size) {
         uint32_t options = PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY;
         int n = pcre2_match(p->regex, text, size, at, options, s->match, s->context);
