@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # ./run bench: the machine's limits, tril's own figures, and (with a Python that has PyTorch) the same
-# work in PyTorch, side by side in one run. Options go to bench/peers/compare.py.
+# work in PyTorch, side by side in one run. Options go to bench/peers/compare.py; after --attention they
+# go to compare_attention.py, and only attention is measured.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 tril=${TRIL:-$here/../build/tril}
@@ -17,7 +18,18 @@ TEXT
         "$tril" bench train --preset gpt2 --batch 4 --seq 256 --dtype $dtype --steps 3
         "$tril" bench prefill --preset llama-110m --seq 512 --dtype $dtype
         "$tril" bench decode --preset llama-110m --seq 128 --steps 30 --dtype $dtype
+        "$tril" bench attention --heads 12 --seq 2048 --head-dim 64 --dtype $dtype
+        "$tril" bench attention --decode --heads 32 --kv-heads 8 --head-dim 128 --dtype $dtype --steps 30
     done
     exit 0
 fi
-exec "$python" "$here/peers/compare.py" "$tril" "$@"
+attention() {
+    "$python" "$here/peers/compare_attention.py" "$tril" --plot "$here/../build/attention.svg" "$@"
+}
+if [ "${1:-}" = --attention ]; then
+    shift
+    attention "$@"
+    exit
+fi
+"$python" "$here/peers/compare.py" "$tril" "$@"
+[ $# -gt 0 ] || attention
