@@ -1,6 +1,6 @@
-/* tril attention: tensors out of one safetensors file, through the operation, into another; and
- * pictures of visibility rules. */
+/* tril attention: tensors out of one safetensors file, through the operation, into another. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,7 +8,6 @@
 #include "base/memory.h"
 #include "base/system.h"
 #include "formats/safetensors.h"
-#include "plot/heat.h"
 
 static const char *const implementations[] = {"flash", "fused", "materialised", "reference",
                                               "linear"};
@@ -372,50 +371,5 @@ done:
     for (int i = 0; i < j.allocated; i++)
         mem_free(j.memory[i]);
     safetensors_close(j.in);
-    return st;
-}
-
-/* ------------------------------------------------------------------ pictures */
-
-tril_status tril_attention_draw(const char *rule, int64_t head, int64_t queries, int64_t keys,
-                                const char *path, struct tril_error *err) {
-    struct visible_set set = {0};
-    int64_t heads = head + 1;
-    float *cells = NULL;
-    tril_status st = TRIL_OK;
-    if (queries < 1 || keys < 1 || queries > 256 || keys > 256 || head < 0 || head > 4095)
-        return error_set(err, TRIL_ERR_ARGUMENT,
-                         "a mask is drawn with 1 to 256 rows and columns, not %lld x %lld",
-                         (long long)queries, (long long)keys);
-    TRY(visible_parse(rule ? rule : "causal", &set, err));
-    for (int32_t k = 0; k < set.rule_count; k++)
-        heads = set.heads[k].last >= heads ? set.heads[k].last + 1 : heads;
-    TRY(visible_set_heads(&set, heads, err));
-    if (visible_set_wants_blocks(&set)) {
-        st = error_set(err, TRIL_ERR_ARGUMENT, "a mask with the part 'blocks' cannot be drawn");
-        goto done;
-    }
-    const struct visible_rule *one = &set.rules[set.head_rule[head]];
-    TRY(visible_check(one, queries, keys, "--visible", err));
-    cells = malloc((size_t)(queries * keys) * sizeof *cells);
-    if (!cells) {
-        st = error_set(err, TRIL_ERR_MEMORY, "not enough memory for a picture");
-        goto done;
-    }
-    for (int64_t i = 0; i < queries; i++)
-        for (int64_t k = 0; k < keys; k++)
-            cells[i * keys + k] = visible(one, i, i + keys - queries, k);
-    const struct heat_map map = {.title = rule ? rule : "causal",
-                                 .x_label = "key",
-                                 .y_label = "query",
-                                 .values = cells,
-                                 .rows = queries,
-                                 .cols = keys,
-                                 .low = 0,
-                                 .high = 1.6};
-    st = heat_map_write(&map, path, err);
-done:
-    free(cells);
-    visible_set_free(&set);
     return st;
 }

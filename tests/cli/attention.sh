@@ -129,6 +129,14 @@ refuse 2 'drawn' --visible causal --draw "$dir/x.svg" --size 1000,4
 refuse 2 '--size' --visible causal --draw "$dir/x.svg" --size 4
 refuse 2 'blocks' --visible blocks --draw "$dir/x.svg"
 
+printf 'T,"tril, ms",peer\n64,1.5,3\n128,,9\n256,12,30\n' >"$dir/times.csv"
+"$tril" plot --data "$dir/times.csv" --out "$dir/times.svg" --log-x --log-y --title Times
+grep -q 'tril, ms' "$dir/times.svg"
+printf 'T,a\n64,x\n' >"$dir/times.csv"
+code=0
+"$tril" plot --data "$dir/times.csv" --out "$dir/x.svg" 2>"$dir/err" || code=$?
+[ $code = 4 ] && grep -q 'not a number' "$dir/err"
+
 # the benchmark: its JSON has what it promises
 "$tril" bench attention --heads 2 --seq 64 --head-dim 16 --steps 2 --visible window:8 --json >"$dir/bench.json"
 for name in forward_ms backward_ms forward_flops_per_s backward_flops_per_s peak_flops extra_bytes bytes_moved block_q; do

@@ -28,6 +28,14 @@ read -ra flags < <(pkg-config --cflags --libs --static tril)
 "$(cache CMAKE_C_COMPILER)" -o "$folder/user" "$folder/user.c" "${flags[@]}"
 [ "$("$folder/user")" = "not enough memory" ]
 
+# The example of the documentation: one operation, nothing else of tril.
+source=$(cd "$(dirname "$0")/../.." && pwd)/docs/examples/attention.c
+"$(cache CMAKE_C_COMPILER)" -Wall -Werror -o "$folder/attention" "$source" "${flags[@]}"
+"$folder/attention" >"$folder/said"
+grep -q '^refused: attention: 4 query heads are not a multiple of 3' "$folder/said"
+# (the difference over a step of 0.01 is off by the curvature times half of it)
+awk '/^dsink/ { d = $3 - $6; found = d * d < 0.05 * 0.05 } END { exit !found }' "$folder/said"
+
 cat >"$folder/CMakeLists.txt" <<'END'
 cmake_minimum_required(VERSION 3.25)
 project(user LANGUAGES C)
