@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "cli.h"
 #include "json.h"
@@ -18,6 +19,11 @@ static bool parse_pair(const char *text, int64_t *a, int64_t *b) {
     text = end + 1;
     *b = strtoll(text, &end, 10);
     return end != text && !*end && *a >= 1 && *b >= 1 && *a <= INT32_MAX && *b <= INT32_MAX;
+}
+
+static bool same_file(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
 static tril_status fail(struct tril_error *err, const char *message, const char *value) {
@@ -57,6 +63,8 @@ static tril_status compute(struct tril_attention_file *f, const char *block, boo
         return fail(err, "name the tensors' file with --qkv IN.safetensors%s", "");
     if (!f->out)
         return fail(err, "say where the results go with --out OUT.safetensors%s", "");
+    if (same_file(f->in, f->out))
+        return fail(err, "--out %s is the file of --qkv; the tensors in it would be lost", f->out);
     if (block && !parse_pair(block, &f->block_q, &f->block_k))
         return fail(err, "--block takes two sizes, of queries and keys, as 64,32, not '%.40s'",
                     block);

@@ -57,6 +57,7 @@ grep -q '"o":{"dtype":"BF16"\|"o": {"dtype": "BF16"' "$out"
 
 refuse 2 'qkv' --out "$out"
 refuse 2 'out' --qkv "$in"
+refuse 2 'would be lost' --qkv "$in" --out "$in"
 refuse 3 'nowhere' --qkv "$dir/nowhere" --out "$out"
 refuse 3 'no/such' --qkv "$in" --out "$dir/no/such/file"
 refuse 2 'did you mean' "${run[@]}" --visble causal

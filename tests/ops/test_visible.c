@@ -210,8 +210,8 @@ static void test_refusals(void **state) {
                                         "=full",
                                         "1-2full",
                                         "0-1=",
-                                        "sinks:1+sinks:1+sinks:1+sinks:1+sinks:1+sinks:1+sinks:1+"
-                                        "sinks:1+sinks:1"};
+                                        ("sinks:1+sinks:1+sinks:1+sinks:1+sinks:1+sinks:1+sinks:1+"
+                                         "sinks:1+sinks:1")};
     for (size_t n = 0; n < sizeof texts / sizeof *texts; n++) {
         struct visible_set set = {0};
         struct tril_error err = {0};
