@@ -214,6 +214,20 @@ SIMD void pack_transposed_as(float *out, const struct row_list *list, int64_t d,
             for (int64_t at = 0; at < bytes; at += 64)
                 __builtin_prefetch((const char *)row[j + PREFETCH_ROWS + i] + at);
         vf x[VF_WIDTH], scale = type == DT_I8 ? vf_load(list->scale + j) : zero;
+        /* Pairs of bf16 channels, as units of 32 bits. */
+        for (; type == DT_BF16 && j + VF_WIDTH <= count && t + 2 * VF_WIDTH <= d;
+             t += 2 * VF_WIDTH, to += 2 * VF_WIDTH * panel) {
+#pragma GCC unroll 16
+            for (int i = 0; i < VF_WIDTH; i++)
+                x[i] = vf_load((const float *)(const void *)((const uint16_t *)row[j + i] + t));
+            transpose(x);
+#pragma GCC unroll 16
+            for (int c = 0; c < VF_WIDTH; c++) {
+                vf_store(to + 2 * c * panel, (vf)((vu)x[c] << 16));
+                vf_store(to + (2 * c + 1) * panel,
+                         (vf)((vu)x[c] & (vu)vi_set((int32_t)0xffff0000u)));
+            }
+        }
         for (; j + VF_WIDTH <= count && t + VF_WIDTH <= d; t += VF_WIDTH, to += VF_WIDTH * panel) {
             load_transposed(row + j, type, t, VF_WIDTH, x);
 #pragma GCC unroll 16
