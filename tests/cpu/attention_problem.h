@@ -22,6 +22,7 @@ struct problem {
     int heads, kv_heads, width;
     enum dtype act;
     bool causal, alibi, apart, outliers;
+    bool cache_bf16; /* k and v in bf16 whatever `act`; with apart or pages */
     float softcap, dropout;
     int page_size; /* 0: contiguous */
     int seed;
@@ -127,6 +128,8 @@ static inline void problem_make(struct problem *p) {
             *v = problem_view(problem_memory(p, (size_t)(kv_rows * (K * d + 5)) * bytes), p->act, 0,
                               kv_rows, K, d, K * d + 5);
         }
+        if (p->cache_bf16 && !fused && !pass)
+            k->dtype = v->dtype = DT_BF16;
         *o = problem_view(problem_memory(p, (size_t)(q_rows * (H * d + 7)) * bytes), p->act, 0,
                           q_rows, H, d, H * d + 7);
     }

@@ -79,6 +79,7 @@ static struct problem draw(struct tables t[4], struct dice *d, int seed) {
     p.dropout = chance(d, 4) ? 0.17f : 0;
     p.page_size = paged ? (int)roll(d, 1, 40) : 0;
     p.apart = chance(d, 2);
+    p.cache_bf16 = chance(d, 3);
     p.rules = chance(d, 6) ? 0 : (int)roll(d, 1, 4);
     p.by_head = chance(d, 2);
     for (int k = 0; k < p.rules; k++)
@@ -256,6 +257,31 @@ static void check_tail(struct problem *p, struct dice *d, int seed) {
     free(lse);
 }
 
+/* dsink is one sum over all rows of p_sink delta, delta = dO . o with o as it was stored: too few
+ * elements for the rule's maxima, but an error that is known: d roundings of o a row, each of up to
+ * u |o|, independent; 4 of their standard deviations (u / sqrt 3), and P rounded to bf16 may add as
+ * much. */
+static void check_sinks(const struct problem *p, const double *lse, const double *ref,
+                        const double *textbook, const double *x) {
+    double unit = p->act == DT_F32 ? 0x1p-24 : 0x1p-8;
+    for (int h = 0; h < p->heads; h++) {
+        double variance = 0, sum = 0;
+        for (int64_t n = 0; n < p->rows; n++) {
+            double weight = exp((double)((float *)p->sink.data)[h] - lse[h * p->rows + n]);
+            double row = 0;
+            for (int64_t t = 0; t < p->width; t++)
+                row += pow(element_get(&p->o, n, h, t) * element_get(&p->dout, n, h, t), 2);
+            variance += weight * weight * row / 3;
+            sum += weight * sqrt(row * (double)p->width);
+        }
+        double allowed = 3 * fabs(textbook[h] - ref[h]) + 8 * unit * sqrt(variance) +
+                         32 * 0x1p-24 * (sum + fabs(ref[h]));
+        if (!(fabs(x[h] - ref[h]) <= allowed))
+            fail_msg("dsink[%d] is %g, expected %g +- %g (TRIL_TEST_SEED=%d)", h, x[h], ref[h],
+                     allowed, p->seed);
+    }
+}
+
 static int evicted_pages, masked_cases;
 
 static void check_case(int seed) {
@@ -284,7 +310,9 @@ static void check_case(int seed) {
     threads_set(1);
     run_kernels(&p, backward);
     values_of(&p, x, n);
-    for (int k = 0; k < (backward ? VALUES : 1); k++)
+    if (backward && p.with_sink)
+        check_sinks(&p, ref_lse, ref[VALUES - 1], textbook[VALUES - 1], x[VALUES - 1]);
+    for (int k = 0; k < (backward ? VALUES - 1 : 1); k++)
         if (x[k])
             check_rule(value_names[k], &p, ref[k], textbook[k], x[k], n[k], k == 0 ? 2 : 3);
     for (int64_t k = 0; k < p.rows * p.heads; k++) {
