@@ -65,8 +65,10 @@ static void print_json(const struct tril_bench_attention_options *o,
 }
 
 static void print_rate(const char *name, double ms, double fastest, double rate, double peak) {
-    printf("  %-9s %10.3f ms (fastest %.3f)  %8.1f GFLOP/s useful, %3.0f%% of the peak\n", name, ms,
-           fastest, rate / 1e9, 100 * rate / peak);
+    bool small = ms < 0.1;
+    printf("  %-9s %10.3f %s (fastest %.3f)  %8.1f GFLOP/s useful, %3.0f%% of the peak\n", name,
+           small ? ms * 1e3 : ms, small ? "us" : "ms", small ? fastest * 1e3 : fastest, rate / 1e9,
+           100 * rate / peak);
 }
 
 static void print_text(const struct tril_bench_attention_options *o,

@@ -57,29 +57,42 @@ struct filling {
     uint64_t seed;
 };
 
-enum { PIECE = 4096 };
+/* A megabyte of different numbers, again and again, keeps anything from being special. */
+enum { PIECE = 4096, PIECES = 64 };
 
 static void fill_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const struct filling *f = arg;
     struct random_key key = {.seed = f->seed, .op = RANDOM_TEST};
+    int64_t size = (int64_t)dtype_size(f->dtype);
     float piece[PIECE];
     (void)worker;
     for (int64_t i = begin; i < end; i++) {
         int64_t first = i * PIECE, n = f->n - first < PIECE ? f->n - first : PIECE;
-        /* A megabyte of different numbers is enough to keep anything from being special. */
-        random_normal_fill(&key, (uint64_t)(first % (PIECE * 64)), n, piece);
+        random_normal_fill(&key, (uint64_t)first, n, piece);
         if (f->dtype == DT_I8)
             for (int64_t k = 0; k < n; k++)
                 ((int8_t *)f->data)[first + k] = (int8_t)fmaxf(-127, fminf(127, piece[k] * 40));
         else
-            dtype_convert((char *)f->data + first * (int64_t)dtype_size(f->dtype), f->dtype, piece,
-                          DT_F32, (size_t)n);
+            dtype_convert((char *)f->data + first * size, f->dtype, piece, DT_F32, (size_t)n);
+    }
+}
+
+static void copy_piece(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct filling *f = arg;
+    int64_t size = (int64_t)dtype_size(f->dtype);
+    (void)worker;
+    for (int64_t i = begin + PIECES; i < end + PIECES; i++) {
+        int64_t first = i * PIECE, n = f->n - first < PIECE ? f->n - first : PIECE;
+        memcpy((char *)f->data + first * size, (char *)f->data + i % PIECES * PIECE * size,
+               (size_t)(n * size));
     }
 }
 
 static void fill(void *data, enum dtype dtype, int64_t n, uint64_t seed) {
     struct filling f = {data, dtype, n, seed};
-    parallel_for((n + PIECE - 1) / PIECE, 1, fill_piece, &f);
+    int64_t pieces = (n + PIECE - 1) / PIECE;
+    parallel_for(pieces < PIECES ? pieces : PIECES, 1, fill_piece, &f);
+    parallel_for(pieces - PIECES, 16, copy_piece, &f);
 }
 
 /* ------------------------------------------------------------------ whole sequences */
