@@ -172,8 +172,11 @@ static void amx_split(const struct forward *f, const struct unit *u, struct rows
         int64_t last = min_i64(j0 + KEY_BLOCK, end), from, to;
         if (!f->c.plain && !range_any(&f->c, &b->range, j0, last))
             continue;
-        char *keys = (char *)u->keys + j0 * width * 2, *values = (char *)u->values + j0 * width * 2;
-        if (!u->keys) {
+        char *keys, *values;
+        if (u->keys) {
+            keys = (char *)u->keys + j0 * width * 2;
+            values = (char *)u->values + j0 * width * 2;
+        } else {
             keys = (char *)b->block;
             values = keys + KEY_BLOCK * width * 2;
             key_rows(f, u, &f->c.k, &f->c.k_scale, j0, end, &list);
