@@ -77,9 +77,15 @@ static tril_status show_params(const struct tril_model_source *source, int64_t s
 
 /* ------------------------------------------------------------------ memory */
 
-static void memory_row(const char *name, double bytes) {
+/* One unit for the whole table: megabytes, or gigabytes for what no laptop holds. */
+static void print_memory(const char *name, double bytes, double total) {
+    bool giga = total >= 100e9;
+    printf("  %-36s %10.2f %s\n", name, bytes / (giga ? 1e9 : 1e6), giga ? "GB" : "MB");
+}
+
+static void memory_row(const char *name, double bytes, double total) {
     if (bytes > 0)
-        printf("  %-36s %10.2f MB\n", name, bytes / 1e6);
+        print_memory(name, bytes, total);
 }
 
 static tril_status show_memory(const struct tril_model_source *source,
@@ -100,16 +106,16 @@ static tril_status show_memory(const struct tril_model_source *source,
     printf("%s, %lld x %lld tokens, %s%s%s\n\n", o->training ? "training" : "inference",
            (long long)o->batch, (long long)o->seq, o->dtype, o->training ? ", recompute " : "",
            o->training ? o->recompute : "");
-    memory_row("weights", m.weights);
-    memory_row("packed copies of the weights", m.packings);
-    memory_row("fp32 masters", m.masters);
-    memory_row("gradients", m.gradients);
-    memory_row("optimiser (AdamW's two moments)", m.optimiser);
-    memory_row("activations and scratch", m.activations);
-    memory_row("logits (a chunk at a time)", m.logits);
-    memory_row("key/value cache", m.cache);
-    memory_row("other", m.other);
-    printf("  %-36s %10.2f MB\n", "total", m.total / 1e6);
+    memory_row("weights", m.weights, m.total);
+    memory_row("packed copies of the weights", m.packings, m.total);
+    memory_row("fp32 masters", m.masters, m.total);
+    memory_row("gradients", m.gradients, m.total);
+    memory_row("optimiser (AdamW's two moments)", m.optimiser, m.total);
+    memory_row("activations and scratch", m.activations, m.total);
+    memory_row("logits (a chunk at a time)", m.logits, m.total);
+    memory_row("key/value cache", m.cache, m.total);
+    memory_row("other", m.other, m.total);
+    print_memory("total", m.total, m.total);
     return TRIL_OK;
 }
 
