@@ -1,6 +1,7 @@
 /* Position tables: RoPE with its scalings, and ALiBi's slopes. All in double, rounded once. */
 #include <math.h>
 
+#include "base/threads.h"
 #include "model/config.h"
 
 /* YaRN's correction dimension: the (fractional) pair that turns `rotations` times over the original
@@ -46,17 +47,31 @@ static double rope_frequency(const struct model_config *c, int64_t positions, in
     }
 }
 
-void model_rope_table(const struct model_config *c, int64_t positions, float *cos_table,
-                      float *sin_table) {
-    int64_t R = c->rope_dim / 2;
-    double scale = c->rope_attention_factor;
+struct rope_job {
+    const struct model_config *c;
+    int64_t positions;
+    float *cos_table, *sin_table;
+};
+
+static void rope_rows(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct rope_job *j = arg;
+    const int64_t R = j->c->rope_dim / 2;
+    const double scale = j->c->rope_attention_factor;
+    (void)worker;
     for (int64_t i = 0; i < R; i++) {
-        double frequency = rope_frequency(c, positions, i, R);
-        for (int64_t p = 0; p < positions; p++) {
-            cos_table[p * R + i] = (float)(scale * cos((double)p * frequency));
-            sin_table[p * R + i] = (float)(scale * sin((double)p * frequency));
+        double frequency = rope_frequency(j->c, j->positions, i, R), sine, cosine;
+        for (int64_t p = begin; p < end; p++) {
+            sincos((double)p * frequency, &sine, &cosine);
+            j->cos_table[p * R + i] = (float)(scale * cosine);
+            j->sin_table[p * R + i] = (float)(scale * sine);
         }
     }
+}
+
+void model_rope_table(const struct model_config *c, int64_t positions, float *cos_table,
+                      float *sin_table) {
+    struct rope_job job = {c, positions, cos_table, sin_table};
+    parallel_for(positions, 1024, rope_rows, &job);
 }
 
 void model_alibi_slopes(int64_t heads, float *slopes) {
