@@ -32,23 +32,12 @@ static tril_status fail(struct tril_error *err, const char *message, const char 
     return TRIL_ERR_ARGUMENT;
 }
 
-/* Joined by blanks, malloc'ed. */
-static char *join(const struct option_list *l) {
-    size_t length = 1, used = 0;
-    for (int i = 0; i < l->count; i++)
-        length += strlen(l->values[i]) + 1;
-    char *text = calloc(length, 1);
-    for (int i = 0; text && i < l->count; i++)
-        used += (size_t)snprintf(text + used, length - used, "%s%s", i ? " " : "", l->values[i]);
-    return text;
-}
-
 static tril_status draw(const struct option_list *visible, const char *size, int64_t head,
                         const char *path, struct tril_error *err) {
     int64_t rows = 32, columns = 32;
     if (size && !parse_pair(size, &rows, &columns))
         return fail(err, "--size takes rows and columns, as 32,48, not '%.40s'", size);
-    char *rule = visible->count ? join(visible) : NULL;
+    char *rule = visible->count ? option_list_join(visible) : NULL;
     if (visible->count && !rule)
         return TRIL_ERR_MEMORY;
     tril_status st = tril_attention_draw(rule, head, rows, columns, path, err);

@@ -3,7 +3,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "cli.h"
 #include "json.h"
@@ -102,14 +101,8 @@ int bench_attention(struct tril_bench_attention_options *o, const struct option_
     struct tril_bench_attention_result r;
     struct tril_error err = {0};
     char *rules = NULL;
-    size_t length = 1, used = 0;
-    for (int i = 0; i < visible->count; i++)
-        length += strlen(visible->values[i]) + 1;
-    if (visible->count && !(rules = calloc(length, 1)))
+    if (visible->count && !(rules = option_list_join(visible)))
         return command_fail("bench", TRIL_ERR_MEMORY, &err);
-    for (int i = 0; i < visible->count; i++)
-        used +=
-            (size_t)snprintf(rules + used, length - used, "%s%s", i ? " " : "", visible->values[i]);
     o->visible = rules;
     if (!o->implementation)
         o->implementation = "flash";

@@ -212,6 +212,16 @@ void option_list_free(struct option_list *l) {
     *l = (struct option_list){0};
 }
 
+char *option_list_join(const struct option_list *l) {
+    size_t length = 1, used = 0;
+    for (int i = 0; i < l->count; i++)
+        length += strlen(l->values[i]) + 1;
+    char *text = calloc(length, 1);
+    for (int i = 0; text && i < l->count; i++)
+        used += (size_t)snprintf(text + used, length - used, "%s%s", i ? " " : "", l->values[i]);
+    return text;
+}
+
 int command_fail(const char *name, tril_status st, const struct tril_error *err) {
     fprintf(stderr, "tril %s: %s\n", name, err->message[0] ? err->message : tril_status_text(st));
     return tril_status_exit_code(st);

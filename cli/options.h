@@ -51,6 +51,8 @@ struct command {
 tril_status options_parse(const struct command *c, int argc, char **argv, bool *help,
                           struct tril_error *err);
 void option_list_free(struct option_list *l);
+/* The values with blanks between them ("": none); free() it. NULL without memory. */
+char *option_list_join(const struct option_list *l);
 /* The usual start of a command: parses; on --help or an error it has printed what there is to print
  * and returns false with *code the exit code. */
 bool command_begin(const struct command *c, int argc, char **argv, int *code);

@@ -11,6 +11,7 @@
 #include "base/threads.h"
 #include "cpu/cpu.h"
 #include "cpu/probe.h"
+#include "lab/bench.h"
 #include "ops/attention.h"
 #include "tril/bench.h"
 
@@ -36,16 +37,6 @@ static tril_status take(struct memory *m, void **out, double count, int64_t size
 static void memory_free(struct memory *m) {
     for (int i = 0; i < m->count; i++)
         mem_free(m->block[i]);
-}
-
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, int64_t n) {
-    qsort(x, (size_t)n, sizeof *x, ascending);
-    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
 }
 
 /* ------------------------------------------------------------------ random tensors */
@@ -160,7 +151,7 @@ static tril_status time_direction(const struct tril_attention *a,
             seconds[i] = clock_seconds() - begun;
     }
     if (st == TRIL_OK) {
-        *ms = median(seconds, steps) * 1e3;
+        *ms = bench_median(seconds, steps) * 1e3;
         *fastest = seconds[0] * 1e3;
     }
     free(seconds);
@@ -369,10 +360,10 @@ static tril_status bench_cache(const struct tril_bench_attention_options *o,
         if (step >= 0)
             seconds[step] = clock_seconds() - begun;
     }
-    r->forward_ms = median(seconds, o->steps) * 1e3;
+    r->forward_ms = bench_median(seconds, o->steps) * 1e3;
     r->forward_ms_min = seconds[0] * 1e3;
     r->caches = caches;
-    r->bandwidth = passed ? median(passes, passed) : 0;
+    r->bandwidth = passed ? bench_median(passes, passed) : 0;
     r->extra_bytes = r->forward_extra_bytes = (double)ctx.scratch_bytes;
     r->block_q = ctx.block_rows;
     r->block_k = ctx.block_keys;

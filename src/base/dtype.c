@@ -101,16 +101,9 @@ static float load_f32(const void *src, enum dtype t, size_t i) {
     }
 }
 
-/* f32_to_bf16 without a branch, so that the compiler makes vectors of it. */
 static void narrow_bf16(uint16_t *restrict dst, const float *restrict src, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, &src[i], sizeof bits);
-        uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-        uint32_t quiet = (bits >> 16) | 0x40u;
-        uint32_t nan = 0u - (uint32_t)((bits & 0x7fffffffu) > 0x7f800000u);
-        dst[i] = (uint16_t)((quiet & nan) | (rounded & ~nan));
-    }
+    for (size_t i = 0; i < n; i++)
+        dst[i] = f32_to_bf16(src[i]);
 }
 
 void dtype_convert(void *dst, enum dtype dst_type, const void *src, enum dtype src_type, size_t n) {

@@ -40,14 +40,15 @@ static inline float bf16_to_f32(uint16_t x) {
     return f;
 }
 
-/* Round to nearest even; NaN stays NaN (quiet), infinities stay. */
+/* Round to nearest even; NaN stays NaN (quiet), infinities stay. Without a branch, so that the
+ * compiler makes vectors of loops over it. */
 static inline uint16_t f32_to_bf16(float f) {
     uint32_t bits;
     memcpy(&bits, &f, sizeof bits);
-    if ((bits & 0x7fffffffu) > 0x7f800000u)
-        return (uint16_t)((bits >> 16) | 0x40u);
-    bits += 0x7fffu + ((bits >> 16) & 1u);
-    return (uint16_t)(bits >> 16);
+    uint32_t nan = 0u - (uint32_t)((bits & 0x7fffffffu) > 0x7f800000u);
+    uint32_t quiet = (bits >> 16) | 0x40u;
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return (uint16_t)((quiet & nan) | (rounded & ~nan));
 }
 
 float f16_to_f32(uint16_t x);

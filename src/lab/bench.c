@@ -18,15 +18,14 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Sorts. */
-static double median_of(double *x, int64_t n) {
+double bench_median(double *x, int64_t n) {
     qsort(x, (size_t)n, sizeof *x, ascending);
     return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
 }
 
 /* Median, fastest and slowest of `steps` times; sorts them. */
 static void summarise(struct tril_bench_result *r, double *seconds, int64_t steps, double tokens) {
-    double median = median_of(seconds, steps);
+    double median = bench_median(seconds, steps);
     r->step_ms = median * 1e3;
     r->step_ms_min = seconds[0] * 1e3;
     r->step_ms_max = seconds[steps - 1] * 1e3;
@@ -248,15 +247,16 @@ tril_status bench_decode(const struct bench_call *c, struct tril_bench_result *r
         }
         rate[k + 1] = c->read_pass(c->probe);
         double bytes = decode_bytes(c, (double)(c->seq + 3) + (double)(first + end) / 2);
-        fraction[k] = bytes / median_of(seconds + first, end - first) * 2 / (rate[k] + rate[k + 1]);
+        fraction[k] =
+            bytes / bench_median(seconds + first, end - first) * 2 / (rate[k] + rate[k + 1]);
     }
     summarise(r, seconds, c->steps, (double)c->batch);
     model_count(c->config, c->seq, &counts);
     r->parameters = counts.total;
     r->peak_rss_bytes -= c->probe_bytes;
     r->anonymous_bytes -= c->probe_bytes;
-    r->bandwidth = median_of(rate, stretches + 1);
-    r->bandwidth_fraction = median_of(fraction, stretches);
+    r->bandwidth = bench_median(rate, stretches + 1);
+    r->bandwidth_fraction = bench_median(fraction, stretches);
     r->mfu = (counts.flops_attention + counts.flops_scores + counts.flops_ffn + counts.flops_head) *
              r->tokens_per_s / r->peak_flops;
 done:

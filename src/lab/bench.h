@@ -16,6 +16,9 @@ struct bench_call {
     double probe_bytes; /* of memory that the probe holds meanwhile */
 };
 
+/* Sorts x. */
+double bench_median(double *x, int64_t n);
+
 /* Each fills the timing fields of *r (see tril/bench.h); r->peak_flops is set already. Tokens and
  * weights are random. */
 tril_status bench_train(const struct bench_call *c, struct tril_bench_result *r,

@@ -8,6 +8,7 @@
 
 #include "base/memory.h"
 #include "base/system.h"
+#include "lab/bench.h"
 #include "ops/describe.h"
 
 /* Sizes by symbol, "N1024 D768"; an operation may stand here several times. */
@@ -196,11 +197,6 @@ static void release(struct bench *b) {
 
 /* ------------------------------------------------------------------ timing */
 
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static tril_status time_calls(struct bench *b, double seconds, struct bench_op_result *r,
                               struct tril_error *err) {
     tril_status st = TRIL_OK;
@@ -218,10 +214,9 @@ static tril_status time_calls(struct bench *b, double seconds, struct bench_op_r
             begin = now;
         n++;
     }
-    qsort(b->times, (size_t)n, sizeof *b->times, ascending);
     r->calls = n;
+    r->seconds = bench_median(b->times, n);
     r->best = b->times[0];
-    r->seconds = n % 2 ? b->times[n / 2] : (b->times[n / 2 - 1] + b->times[n / 2]) / 2;
 done:
     return st;
 }

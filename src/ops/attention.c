@@ -53,17 +53,37 @@ static const struct op_arg backward_args[B_ARGS] = {
     {"dsink", "H", ARG_OUT, DT_MASK(DT_F32), .optional = true},
 };
 
-static tril_status check_shapes(const struct attention_call *c, const char *name,
-                                struct tril_error *err) {
-    const struct attention_params *p = c->params;
-    if (c->heads < 1 || c->kv_heads < 1 || c->heads % c->kv_heads != 0)
+tril_status attention_check_heads(int64_t heads, int64_t kv_heads, int64_t width, const char *name,
+                                  struct tril_error *err) {
+    if (heads < 1 || kv_heads < 1 || heads % kv_heads != 0)
         return error_set(err, TRIL_ERR_ARGUMENT,
                          "%s: %lld query heads are not a multiple of %lld key/value heads; give a "
                          "number of key/value heads that divides the query heads",
-                         name, (long long)c->heads, (long long)c->kv_heads);
-    if (c->width < 1 || c->width > 256)
+                         name, (long long)heads, (long long)kv_heads);
+    if (width < 1 || width > 256)
         return error_set(err, TRIL_ERR_ARGUMENT, "%s: the head width is %lld; it must be 1 to 256",
-                         name, (long long)c->width);
+                         name, (long long)width);
+    return TRIL_OK;
+}
+
+tril_status attention_check_span(const int32_t *q_offsets, int64_t s, int64_t rows,
+                                 const char *name, struct tril_error *err) {
+    int64_t begin = q_offsets[s], end = q_offsets[s + 1];
+    if (begin < 0 || end < begin || end > rows)
+        return error_set(
+            err, TRIL_ERR_ARGUMENT,
+            "%s: q_offsets of sequence %lld are %lld and %lld; they must ascend and lie "
+            "in 0..%lld",
+            name, (long long)s, (long long)begin, (long long)end, (long long)rows);
+    return TRIL_OK;
+}
+
+static tril_status check_shapes(const struct attention_call *c, const char *name,
+                                struct tril_error *err) {
+    const struct attention_params *p = c->params;
+    tril_status st = attention_check_heads(c->heads, c->kv_heads, c->width, name, err);
+    if (st != TRIL_OK)
+        return st;
     if (c->k.dtype != c->v.dtype)
         return error_set(err, TRIL_ERR_ARGUMENT, "%s: k is %s but v is %s; give both one dtype",
                          name, dtype_name(c->k.dtype), dtype_name(c->v.dtype));
@@ -126,12 +146,9 @@ static tril_status check_rules(struct attention_call *c, const char *name, struc
 static tril_status check_sequence(struct attention_call *c, int64_t s, const char *name,
                                   struct tril_error *err) {
     int64_t begin = c->q_offsets[s], end = c->q_offsets[s + 1], length = c->kv_length[s];
-    if (begin < 0 || end < begin || end > c->rows)
-        return error_set(
-            err, TRIL_ERR_ARGUMENT,
-            "%s: q_offsets of sequence %lld are %lld and %lld; they must ascend and lie "
-            "in 0..%lld",
-            name, (long long)s, (long long)begin, (long long)end, (long long)c->rows);
+    tril_status st = attention_check_span(c->q_offsets, s, c->rows, name, err);
+    if (st != TRIL_OK)
+        return st;
     if (length < 0)
         return error_set(err, TRIL_ERR_ARGUMENT, "%s: kv_length of sequence %lld is negative", name,
                          (long long)s);
@@ -371,16 +388,12 @@ static double score(const struct attention_call *c, int64_t s, int64_t i, int64_
     return x;
 }
 
-/* Whether query i of sequence s sees key j. */
-static bool sees(const struct attention_call *c, int64_t s, int64_t i, int64_t j, int64_t h) {
+bool attention_sees(const struct attention_call *c, int64_t s, int64_t i, int64_t j, int64_t h) {
     return visible(attention_rule(c, h), i, attention_position(c, s) + i, j);
 }
 
 double attention_score(const struct attention_call *c, int64_t s, int64_t i, int64_t j, int64_t h) {
     return score(c, s, i, j, h, NULL);
-}
-bool attention_sees(const struct attention_call *c, int64_t s, int64_t i, int64_t j, int64_t h) {
-    return sees(c, s, i, j, h);
 }
 
 /* What multiplies a probability: 1, or with dropout 0 or 1 / (1 - p). */
@@ -392,20 +405,13 @@ static double kept(const struct attention_call *c, int64_t h, int64_t n, int64_t
                                                                                : 0;
 }
 
-static void zero_rows(const struct tensor *t, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++)
-        for (int64_t h = 0; h < t->shape[1]; h++)
-            for (int64_t i = 0; i < t->shape[2]; i++)
-                ref_put(t, at(t, r, h) + i, 0);
-}
-
 static void forward_row(const struct attention_call *c, int64_t s, int64_t i, int64_t h,
                         double *probability, double *out) {
     int64_t n = c->q_offsets[s] + i, length = c->kv_length[s];
     int64_t kv_head = h / (c->heads / c->kv_heads), d = c->width;
     double sink = c->sink.data ? ref_at(&c->sink, h) : -INFINITY, maximum = sink;
     for (int64_t j = 0; j < length; j++) {
-        probability[j] = sees(c, s, i, j, h) ? score(c, s, i, j, h, NULL) : -INFINITY;
+        probability[j] = attention_sees(c, s, i, j, h) ? score(c, s, i, j, h, NULL) : -INFINITY;
         maximum = probability[j] > maximum || isnan(probability[j]) ? probability[j] : maximum;
     }
     double base = maximum == -INFINITY ? 0 : maximum, sum = exp(sink - base);
@@ -444,7 +450,7 @@ static tril_status forward_reference(struct op_context *ctx, const struct tensor
     for (int64_t s = 0; s <= c.sequences; s++) {
         int64_t begin = s < c.sequences ? c.q_offsets[s] : c.rows;
         int64_t end = s < c.sequences ? c.q_offsets[s + 1] : c.rows;
-        zero_rows(&c.o, next, begin);
+        ref_zero_rows(&c.o, next, begin);
         for (int64_t n = next; c.lse.data && n < begin; n++)
             for (int64_t h = 0; h < c.heads; h++)
                 ref_put(&c.lse, h * c.rows + n, -INFINITY);
@@ -479,7 +485,7 @@ static void backward_row(const struct attention_call *c, int64_t s, int64_t i, i
     if (c->sink.data)
         g->sink[h] -= exp(ref_at(&c->sink, h) - lse) * delta;
     for (int64_t j = 0; j < c->kv_length[s]; j++) {
-        if (!sees(c, s, i, j, h))
+        if (!attention_sees(c, s, i, j, h))
             continue;
         int64_t row = attention_key_row(c, s, j);
         int64_t k = at(&c->k, row, kv_head), v = at(&c->v, row, kv_head);
@@ -554,16 +560,16 @@ static tril_status backward_reference(struct op_context *ctx, const struct tenso
     g.bias = c.dbias.data ? g.sink + c.heads : NULL;
     int64_t next_q = 0, next_k = 0; /* rows before these are written */
     for (int64_t s = 0; s < c.sequences; s++) {
-        zero_rows(&c.dq, next_q, c.q_offsets[s]);
-        zero_rows(&c.dk, next_k, c.kv_start[s]);
-        zero_rows(&c.dv, next_k, c.kv_start[s]);
+        ref_zero_rows(&c.dq, next_q, c.q_offsets[s]);
+        ref_zero_rows(&c.dk, next_k, c.kv_start[s]);
+        ref_zero_rows(&c.dv, next_k, c.kv_start[s]);
         next_q = c.q_offsets[s + 1];
         next_k = c.kv_start[s] + c.kv_length[s];
         backward_sequence(&c, s, &g);
     }
-    zero_rows(&c.dq, next_q, c.rows);
-    zero_rows(&c.dk, next_k, c.keys);
-    zero_rows(&c.dv, next_k, c.keys);
+    ref_zero_rows(&c.dq, next_q, c.rows);
+    ref_zero_rows(&c.dk, next_k, c.keys);
+    ref_zero_rows(&c.dv, next_k, c.keys);
     put_score_gradients(&c, &g);
 done:
     mem_free(memory);

@@ -3,6 +3,7 @@
 #ifndef OPS_ATTENTION_H
 #define OPS_ATTENTION_H
 
+#include "ops/attention_checks.h"
 #include "ops/ops.h"
 #include "ops/visible.h"
 

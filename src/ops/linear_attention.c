@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "ops/attention_checks.h"
 #include "ops/reference.h"
 
 /* ------------------------------------------------------------------ arguments */
@@ -51,25 +52,13 @@ static tril_status unpack(struct linear_attention_call *c, const struct tensor *
     c->width = c->q.shape[2];
     c->q_offsets = offsets->data;
     c->sequences = offsets->shape[0] - 1;
-    if (c->heads < 1 || c->kv_heads < 1 || c->heads % c->kv_heads != 0)
-        return error_set(err, TRIL_ERR_ARGUMENT,
-                         "%s: %lld query heads are not a multiple of %lld key/value heads; give a "
-                         "number of key/value heads that divides the query heads",
-                         name, (long long)c->heads, (long long)c->kv_heads);
-    if (c->width < 1 || c->width > 256)
-        return error_set(err, TRIL_ERR_ARGUMENT, "%s: the head width is %lld; it must be 1 to 256",
-                         name, (long long)c->width);
-    for (int64_t s = 0; s < c->sequences; s++) {
-        int64_t begin = c->q_offsets[s], end = c->q_offsets[s + 1];
-        if (begin < 0 || end < begin || end > c->rows)
-            return error_set(err, TRIL_ERR_ARGUMENT,
-                             "%s: q_offsets of sequence %lld are %lld and %lld; they must ascend "
-                             "and lie in 0..%lld",
-                             name, (long long)s, (long long)begin, (long long)end,
-                             (long long)c->rows);
-        c->longest = end - begin > c->longest ? end - begin : c->longest;
+    tril_status st = attention_check_heads(c->heads, c->kv_heads, c->width, name, err);
+    for (int64_t s = 0; s < c->sequences && st == TRIL_OK; s++) {
+        int64_t length = (int64_t)c->q_offsets[s + 1] - c->q_offsets[s];
+        st = attention_check_span(c->q_offsets, s, c->rows, name, err);
+        c->longest = length > c->longest ? length : c->longest;
     }
-    return TRIL_OK;
+    return st;
 }
 
 tril_status linear_attention_unpack_forward(struct linear_attention_call *c,
@@ -176,13 +165,6 @@ static void read_out(struct recurrence *r, int64_t n, int64_t h) {
     }
 }
 
-static void zero_rows(const struct tensor *t, int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; n++)
-        for (int64_t h = 0; h < t->shape[1]; h++)
-            for (int64_t i = 0; i < t->shape[2]; i++)
-                ref_put(t, ref_offset3(t, n, h, i), 0);
-}
-
 static void forward_head(struct recurrence *r, int64_t s, int64_t kv_head) {
     const struct linear_attention_call *c = r->c;
     int64_t begin = c->q_offsets[s], end = c->q_offsets[s + 1], d = c->width;
@@ -215,12 +197,12 @@ static tril_status forward_reference(struct op_context *ctx, const struct tensor
     TRY(recurrence_create(&r, &c, err));
     int64_t next = 0; /* rows before this are written */
     for (int64_t s = 0; s < c.sequences; s++) {
-        zero_rows(&c.o, next, c.q_offsets[s]);
+        ref_zero_rows(&c.o, next, c.q_offsets[s]);
         for (int64_t h = 0; h < c.kv_heads; h++)
             forward_head(&r, s, h);
         next = c.q_offsets[s + 1];
     }
-    zero_rows(&c.o, next, c.rows);
+    ref_zero_rows(&c.o, next, c.rows);
 done:
     mem_free(r.x);
     return st;
@@ -313,9 +295,9 @@ static tril_status backward_reference(struct op_context *ctx, const struct tenso
     int64_t next = 0;
     for (int64_t s = 0; s <= c.sequences; s++) {
         int64_t begin = s < c.sequences ? c.q_offsets[s] : c.rows;
-        zero_rows(&c.dq, next, begin);
-        zero_rows(&c.dk, next, begin);
-        zero_rows(&c.dv, next, begin);
+        ref_zero_rows(&c.dq, next, begin);
+        ref_zero_rows(&c.dk, next, begin);
+        ref_zero_rows(&c.dv, next, begin);
         for (int64_t h = 0; h < c.kv_heads && s < c.sequences; h++)
             backward_head(&r, s, h);
         next = s < c.sequences ? c.q_offsets[s + 1] : c.rows;

@@ -74,6 +74,14 @@ static inline double ref_at3(const struct tensor *t, int64_t i, int64_t j, int64
     return ref_at(t, ref_offset3(t, i, j, k));
 }
 
+/* Zeros in rows [begin, end) of a tensor of rank 3. */
+static inline void ref_zero_rows(const struct tensor *t, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++)
+        for (int64_t j = 0; j < t->shape[1]; j++)
+            for (int64_t k = 0; k < t->shape[2]; k++)
+                ref_put(t, ref_offset3(t, i, j, k), 0);
+}
+
 /* A tensor of rank 2 or 3 as rows of its last dimension: how many, and where row r begins. */
 static inline int64_t ref_row_count(const struct tensor *t) {
     return t->rank == 3 ? t->shape[0] * t->shape[1] : t->shape[0];

@@ -165,12 +165,6 @@ static void backward_keys(void *arg, int64_t begin, int64_t end, int worker) {
 
 /* ------------------------------------------------------------------ calls */
 
-static int64_t take(int64_t *used, int64_t floats) {
-    int64_t at = *used;
-    *used += round_up(floats, 16);
-    return at;
-}
-
 /* Lays the scratch out; NULL (and err) when there is none. */
 static float *layout(struct fused *f, struct op_context *ctx, bool backward, const char *name,
                      struct tril_error *err) {

@@ -158,12 +158,6 @@ static void multiply_transposes(void *arg, int64_t begin, int64_t end, int worke
 
 /* ------------------------------------------------------------------ calls */
 
-static int64_t take(int64_t *used, int64_t floats) {
-    int64_t at = *used;
-    *used += round_up(floats, 16);
-    return at;
-}
-
 static bool layout(struct materialised *f, struct op_context *ctx, bool backward, const char *name,
                    struct tril_error *err) {
     const struct rows *r = &f->rows;

@@ -32,6 +32,13 @@ struct rows {
     bool serial;
 };
 
+/* Where `floats` floats of scratch begin, after the *used ones before them. */
+SIMD int64_t take(int64_t *used, int64_t floats) {
+    int64_t at = *used;
+    *used += round_up(floats, 16);
+    return at;
+}
+
 /* After attention_unpack_*. */
 SIMD void rows_begin(struct rows *f) {
     const struct attention_call *c = &f->c;
