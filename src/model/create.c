@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "base/threads.h"
+#include "model/ablate.h"
 #include "model/internal.h"
 
 int model_row(const struct model *m, enum param_role role, int layer) {
@@ -152,6 +153,7 @@ void model_free(struct model *m) {
     b->release(m->rope_cos);
     b->release(m->rope_sin);
     b->release(m->slopes);
+    ablation_free(m->ablation);
     free(m->rows);
     free(m->weights);
     free(m->vectors);

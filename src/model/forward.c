@@ -5,6 +5,7 @@
  *   inference pass reuses one set of buffers and adds to x in place. */
 #include <math.h>
 
+#include "model/ablate.h"
 #include "model/internal.h"
 
 /* ------------------------------------------------------------------ helpers */
@@ -13,6 +14,10 @@ tril_status norm_forward(struct pass *p, struct norm_site site, struct tensor x,
                          struct tensor mean, struct tensor rstd, struct tril_error *err) {
     struct norm_params params = {.eps = p->m->config.norm_eps};
     struct tensor gain = param_vector(p->m, site.gain, site.layer);
+    if (ablated(p->m, site.layer, OFF_NORM)) {
+        int64_t n = x.shape[0] * x.shape[1];
+        return cast(p->ctx, tensor_1d(x.data, x.dtype, n), tensor_1d(y.data, y.dtype, n), err);
+    }
     if (p->m->config.norm == NORM_RMSNORM)
         return rmsnorm_forward(p->ctx, x, gain, y, rstd, params, err);
     struct tensor bias = param_vector(p->m, site.bias, site.layer);
@@ -63,6 +68,8 @@ struct attention_params attention_params_make(const struct pass *p, int layer) {
     double scale = c->scale_attention ? 1.0 / sqrt((double)c->head_dim) : 1.0;
     if (c->scale_by_layer)
         scale /= layer + 1;
+    if (ablated(p->m, layer, OFF_SCALE))
+        scale = 1;
     struct attention_params a = {.scale = (float)scale,
                                  .causal = true,
                                  .max_q = p->max_q,
@@ -93,6 +100,8 @@ static tril_status branch_end(struct pass *p, int layer, enum param_role weight,
     const struct weight *w = param_weight(p->m, weight, layer);
     struct tensor b = param_vector(p->m, bias, layer);
     struct dropout_params drop = dropout_params_make(p, use, layer);
+    if (ablated(p->m, layer, OFF_RESIDUAL))
+        x = tensor_none();
     if (!(drop.p > 0))
         return linear_forward(p->ctx, in, w, b, x, out, tensor_none(), ACT_NONE, err);
     struct tensor branch = activation_view(p->w, A_BRANCH, layer, in.shape[0]); /* [N, D] act */
@@ -130,13 +139,15 @@ static tril_status qkv_forward(struct pass *p, int l, struct tensor x, struct qk
         TRY(rmsnorm_forward(p->ctx, v->raw_k, param_vector(m, PARAM_K_NORM, l), v->k, v->k_rstd,
                             params, err));
     }
-    if (m->rope_cos) {
+    if (m->rope_cos && !ablated(m, l, OFF_POSITION)) {
         enum dtype t = model_wide(m);
         struct tensor c = tensor_2d(m->rope_cos, t, m->config.context, m->config.rope_dim / 2);
         struct tensor s = tensor_2d(m->rope_sin, t, m->config.context, m->config.rope_dim / 2);
         TRY(rope_forward(p->ctx, v->q, p->positions, c, s, (struct rope_params){0}, err));
         TRY(rope_forward(p->ctx, v->k, p->positions, c, s, (struct rope_params){0}, err));
     }
+    if (ablated(m, l, OFF_Q))
+        TRY(ablate_q(m, v->q, err));
     hook(p, l, "attention / q", v->q);
     hook(p, l, "attention / k", v->k);
     hook(p, l, "attention / v", v->v);
@@ -171,8 +182,10 @@ static tril_status heads_forward(struct pass *p, int l, struct tensor x, struct 
     const struct model_config *c = &p->m->config;
     struct qkv_views v;
     struct attention_params a = attention_params_make(p, l);
-    struct tensor slopes =
-        p->m->slopes ? tensor_1d(p->m->slopes, model_wide(p->m), c->heads) : tensor_none();
+    struct tensor slopes = p->m->slopes && !ablated(p->m, l, OFF_POSITION)
+                               ? tensor_1d(p->m->slopes, model_wide(p->m), c->heads)
+                               : tensor_none();
+    struct tensor lse = lse_view(p, l); /* [H, N], or absent */
     TRY(qkv_forward(p, l, x, &v, err));
     if (p->batch->cache)
         TRY(cache_forward(p, l, &v, err));
@@ -186,8 +199,10 @@ static tril_status heads_forward(struct pass *p, int l, struct tensor x, struct 
                                   .kv_length = p->kv_length,
                                   .slopes = slopes,
                                   .step = p->step};
-    TRY(attention_forward(p->ctx, &in, heads_view(heads, 0, c->heads, c->head_dim),
-                          activation_view(p->w, A_LSE, l, p->N), &a, err));
+    TRY(attention_forward(p->ctx, &in, heads_view(heads, 0, c->heads, c->head_dim), lse, &a, err));
+    if (p->w->watch)
+        TRY(p->w->watch(p->w->watch_arg, l, &in, lse, &a, err));
+    TRY(ablate_heads(p->m, l, heads, err));
     hook(p, l, "attention / heads", heads);
 done:
     return st;
@@ -250,10 +265,12 @@ done:
 
 tril_status layer_forward(struct pass *p, int l, bool again, struct tril_error *err) {
     tril_status st = TRIL_OK;
-    const bool ffn = p->m->config.ffn_kind != FFN_NONE;
+    const bool ffn = p->m->config.ffn_kind != FFN_NONE && !ablated(p->m, l, OFF_MLP);
+    const bool attention = !ablated(p->m, l, OFF_ATTENTION);
     struct tensor x = activation_view(p->w, A_X, l, p->N);             /* [N, D] fp32 */
     struct tensor heads = activation_view(p->w, A_ATTENTION, l, p->N); /* [N, H d] act */
-    TRY(heads_forward(p, l, x, heads, err));
+    if (attention)
+        TRY(heads_forward(p, l, x, heads, err));
     if (again && !ffn)
         goto done;
     if (l == p->m->config.layers - 1 && !p->keep) {
@@ -266,8 +283,9 @@ tril_status layer_forward(struct pass *p, int l, bool again, struct tril_error *
     const bool kept = p->w->options.backward;
     struct tensor next = kept ? activation_view(p->w, A_X, l + 1, p->N) : x;
     struct tensor mid = kept && ffn ? activation_view(p->w, A_MID, l, p->N) : next;
-    TRY(branch_end(p, l, PARAM_ATTENTION_OUT, PARAM_ATTENTION_OUT_BIAS,
-                   RANDOM_DROPOUT_RESIDUAL_ATTENTION, heads, x, mid, err));
+    if (attention)
+        TRY(branch_end(p, l, PARAM_ATTENTION_OUT, PARAM_ATTENTION_OUT_BIAS,
+                       RANDOM_DROPOUT_RESIDUAL_ATTENTION, heads, x, mid, err));
     hook(p, l, "x after attention", mid);
     if (ffn) {
         struct tensor hidden = activation_view(p->w, A_HIDDEN, l, mid.shape[0]); /* [N, F] act */
@@ -288,6 +306,8 @@ tril_status layers_forward(struct pass *p, struct tril_error *err) {
     const struct weight *wpe = param_weight(m, PARAM_POSITION_EMBEDDING, -1);
     struct tensor x = activation_view(p->w, A_X, 0, p->N); /* [N, D] fp32 */
     TRY(layer_acquire(m, -1, err));
+    if (ablated(m, -1, OFF_POSITION))
+        wpe = NULL;
     TRY(embed_forward(p->ctx, p->ids, wpe ? p->positions : tensor_none(),
                       param_weight(m, PARAM_TOKEN_EMBEDDING, -1)->value,
                       wpe ? wpe->value : tensor_none(), x, err));

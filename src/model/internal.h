@@ -15,6 +15,9 @@ struct workspace {
     int64_t staging_size; /* integers */
     model_hook *hook;
     void *hook_arg;
+    attention_hook *watch;
+    void *watch_arg;
+    void *watch_lse; /* [H, max_tokens], while somebody watches a workspace that keeps none */
 };
 
 /* One call: sizes, views of the inputs in the backend's memory, and what is wanted. */
@@ -96,6 +99,9 @@ static inline tril_status layer_gradient_ready(const struct model *m, int layer,
                                                struct tril_error *err) {
     return m->hooks.gradient_ready ? m->hooks.gradient_ready(m->hooks.arg, layer, err) : TRIL_OK;
 }
+
+/* Where attention leaves its log-sum-exp: absent if nobody wants it. */
+struct tensor lse_view(const struct pass *p, int layer);
 
 static inline void hook(const struct pass *p, int layer, const char *name, struct tensor t) {
     if (p->w->hook && t.data)

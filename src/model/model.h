@@ -46,6 +46,7 @@ struct model {
     float *rope_cos, *rope_sin; /* [context, R] or NULL */
     float *slopes;              /* [H] or NULL */
     struct parameter_hooks hooks;
+    struct ablation *ablation; /* parts that are off (ablate.h); NULL: none */
 };
 
 /* Index of a row in the table, or -1 when the configuration has none; layer -1 for rows outside
@@ -152,6 +153,14 @@ int64_t workspace_bytes(const struct workspace *w);
  * "layer 3 / attention / q". */
 typedef void model_hook(void *arg, int layer, const char *name, const struct tensor *t);
 void workspace_set_hook(struct workspace *w, model_hook *hook, void *arg);
+/* Called after each softmax attention of a forward pass with exactly what the operation was given,
+ * and the log-sum-exp [H, N] that it left (look.h keeps them; what they say is unchanged by the
+ * looking). NULL ends it. */
+typedef tril_status attention_hook(void *arg, int layer, const struct attention_inputs *in,
+                                   struct tensor lse, const struct attention_params *params,
+                                   struct tril_error *err);
+tril_status workspace_watch_attention(struct workspace *w, attention_hook *hook, void *arg,
+                                      struct tril_error *err);
 
 /* Logits of the wanted rows: fp32 [row_count or N, V] host memory (may be NULL: only the cache is
  * filled). With a cache, the new keys and values are appended and lengths advanced. Ids out of

@@ -35,6 +35,7 @@ void workspace_free(struct workspace *w) {
     if (!w)
         return;
     w->ctx->backend->release(w->arena);
+    w->ctx->backend->release(w->watch_lse);
     mem_free(w->staging);
     free(w);
 }
@@ -46,6 +47,26 @@ int64_t workspace_bytes(const struct workspace *w) {
 void workspace_set_hook(struct workspace *w, model_hook *hook_fn, void *arg) {
     w->hook = hook_fn;
     w->hook_arg = arg;
+}
+
+tril_status workspace_watch_attention(struct workspace *w, attention_hook *hook_fn, void *arg,
+                                      struct tril_error *err) {
+    const int64_t H = w->model->config.heads, N = w->options.max_tokens;
+    const int64_t bytes = H * N * (int64_t)dtype_size(model_wide(w->model));
+    tril_status st = TRIL_OK;
+    if (hook_fn && !w->watch_lse && !w->layout.present[A_LSE])
+        TRY(w->ctx->backend->alloc(&w->watch_lse, bytes, false, "the log-sum-exp", err));
+    w->watch = hook_fn;
+    w->watch_arg = arg;
+done:
+    return st;
+}
+
+struct tensor lse_view(const struct pass *p, int layer) {
+    const struct workspace *w = p->w;
+    if (w->watch && w->watch_lse)
+        return tensor_2d(w->watch_lse, model_wide(p->m), p->m->config.heads, p->N);
+    return activation_view(w, A_LSE, layer, p->N);
 }
 
 struct tensor activation_view(const struct workspace *w, enum activation_id id, int layer,
@@ -185,6 +206,9 @@ tril_status pass_begin(struct pass *p, struct model *m, struct workspace *w, con
     if (b->cache)
         TRY(check_cache(p, err));
     TRY(check_tokens(p, with_targets, err));
+    if (m->ablation && (call || w->options.backward))
+        TRY(error_set(err, TRIL_ERR_UNSUPPORTED,
+                      "parts of the model are switched off: that is for inference alone"));
     p->keep = call != NULL;
     p->overwrite = call != NULL && call->overwrite;
 
