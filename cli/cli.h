@@ -11,6 +11,7 @@
     X(inspect, "parameters, FLOPs, memory and shapes of a model")                                  \
     X(attention, "attention on tensors of your own, forward and backward; pictures of masks")      \
     X(bench, "measure training, prefill, decoding, attention and matrix products on this machine") \
+    X(lab, "the papers' experiments: tables beside the published figures, plots, findings")        \
     X(plot, "curves from a table of numbers (CSV to SVG)")                                         \
     X(version, "what this build found: instruction sets, libraries")
 

@@ -9,6 +9,7 @@
 #include "tril/eval.h"
 #include "tril/generate.h"
 #include "tril/inspect.h"
+#include "tril/lab.h"
 #include "tril/plot.h"
 #include "tril/tokenizer.h"
 #include "tril/train.h"
