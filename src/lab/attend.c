@@ -16,7 +16,7 @@ tril_status attend_create(struct attend *a, struct op_context *ctx, int64_t B, i
                           struct tril_error *err) {
     int64_t n = B * T * H * d, size = (int64_t)dtype_size(dtype);
     tril_status st = TRIL_OK;
-    *a = (struct attend){.ctx = ctx, .B = B, .T = T, .H = H, .d = d, .dtype = dtype};
+    *a = (struct attend){.ctx = ctx, .B = B, .T = T, .H = H, .d = d, .dtype = dtype, .row = H * d};
     void **const blocks[] = {&a->q, &a->k, &a->v, &a->o, &a->dout, &a->dq, &a->dk, &a->dv};
     float *piece = NULL;
     enum { PIECE = 4096 };
@@ -66,10 +66,16 @@ static struct tensor heads(const struct attend *a, void *data) {
     return tensor_3d(data, a->dtype, a->B * a->T, a->H, a->d);
 }
 
+static struct tensor inputs_of(const struct attend *a, void *data) {
+    struct tensor t = heads(a, data);
+    t.stride[0] = a->row;
+    return t;
+}
+
 static struct attention_inputs inputs(const struct attend *a) {
-    return (struct attention_inputs){.q = heads(a, a->q),
-                                     .k = heads(a, a->k),
-                                     .v = heads(a, a->v),
+    return (struct attention_inputs){.q = inputs_of(a, a->q),
+                                     .k = inputs_of(a, a->k),
+                                     .v = inputs_of(a, a->v),
                                      .q_offsets = tensor_1d(a->offsets, DT_I32, a->B + 1),
                                      .kv_start = tensor_1d(a->start, DT_I32, a->B),
                                      .kv_length = tensor_1d(a->length, DT_I32, a->B),
@@ -118,11 +124,11 @@ void standard_free(struct standard *s) {
 }
 
 /* One head's [T, d] out of [B T, H, d], or back, or transposed to [d, T]. */
-static void head_copy(const struct attend *a, int64_t bh, const void *from, float *to,
-                      bool transposed) {
+static void head_copy(const struct attend *a, int64_t bh, const void *from, int64_t stride,
+                      float *to, bool transposed) {
     int64_t b = bh / a->H, h = bh % a->H;
     for (int64_t t = 0; t < a->T; t++) {
-        const float *row = (const float *)from + ((b * a->T + t) * a->H + h) * a->d;
+        const float *row = (const float *)from + (b * a->T + t) * stride + h * a->d;
         for (int64_t c = 0; c < a->d; c++)
             to[transposed ? c * a->T + t : t * a->d + c] = row[c];
     }
@@ -181,11 +187,11 @@ tril_status standard_forward(void *arg, struct tril_error *err) {
     for (int64_t bh = 0; bh < a->B * a->H; bh++) {
         float *scores = s->scores + bh * T * T;
         struct rows r = {scores, NULL, T, a->params.scale};
-        head_copy(a, bh, a->q, s->q, false);
-        head_copy(a, bh, a->k, s->kv, false);
+        head_copy(a, bh, a->q, a->row, s->q, false);
+        head_copy(a, bh, a->k, a->row, s->kv, false);
         TRY(product(a->ctx, s->q, s->kv, scores, T, T, d, err));
         parallel_for(T, 16, softmax_rows, &r);
-        head_copy(a, bh, a->v, s->kv, true);
+        head_copy(a, bh, a->v, a->row, s->kv, true);
         TRY(product(a->ctx, scores, s->kv, s->out, T, d, T, err));
         head_store(a, bh, s->out, a->o);
     }
@@ -220,18 +226,18 @@ tril_status standard_backward(void *arg, struct tril_error *err) {
     for (int64_t bh = 0; bh < a->B * a->H; bh++) {
         float *p = s->scores + bh * T * T;
         struct rows r = {p, dp, T, a->params.scale};
-        head_copy(a, bh, a->dout, dout, false);
-        head_copy(a, bh, a->v, s->kv, false);
+        head_copy(a, bh, a->dout, a->H * a->d, dout, false);
+        head_copy(a, bh, a->v, a->row, s->kv, false);
         TRY(product(ctx, dout, s->kv, dp, T, T, d, err)); /* dP = dO V^T */
         /* dV = P^T dO */
         TRY(linear_backward_weight(ctx, tensor_2d(p, DT_F32, T, T), tensor_2d(dout, DT_F32, T, d),
                                    tensor_2d(s->out, DT_F32, T, d), none, true, err));
         head_store(a, bh, s->out, a->dv);
         parallel_for(T, 16, softmax_gradient_rows, &r);
-        head_copy(a, bh, a->k, s->kv, true);
+        head_copy(a, bh, a->k, a->row, s->kv, true);
         TRY(product(ctx, dp, s->kv, s->out, T, d, T, err)); /* dQ = dS K */
         head_store(a, bh, s->out, a->dq);
-        head_copy(a, bh, a->q, s->q, false);
+        head_copy(a, bh, a->q, a->row, s->q, false);
         TRY(linear_backward_weight(ctx, tensor_2d(dp, DT_F32, T, T), tensor_2d(s->q, DT_F32, T, d),
                                    tensor_2d(s->out, DT_F32, T, d), none, true, err));
         head_store(a, bh, s->out, a->dk);

@@ -12,6 +12,7 @@ struct attend {
     void *q, *k, *v, *o;
     void *dout, *dq, *dk, *dv; /* with backward */
     float *lse;                /* [H, B T] */
+    int64_t row; /* elements from a token's q, k, v to the next token's; H d unless changed */
     int32_t *offsets, *start, *length;
     struct attention_params params; /* causal flash, scale 1/sqrt(d) */
     struct tensor bias;             /* absent */

@@ -317,12 +317,11 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     lab_value(l, "mask_difference", masks.difference);
     lab_value(l, "prefix_difference", difference);
     lab_value(l, "prefix_speedup", speedup);
-    lab_say(
-        l,
-        "Hidden scores set to 0 put %.0f%% of a row's probability on the future on average (the "
-        "first rows nearly all of it); -inf puts exactly none there, and -1e9 none that fp32 or "
-        "fp64 could tell from it. The three right masks give the same weights to %.1g.",
-        100 * leak.zero, masks.difference);
+    lab_say(l,
+            "Hidden scores set to 0 put %.0f%% of a row's probability on the future on average "
+            "(the first rows nearly all of it); -inf puts %.2g there and -1e9 %.2g. The right "
+            "masks give the same weights to %.1g.",
+            100 * leak.zero, leak.infinite, leak.finite, masks.difference);
     lab_say(
         l,
         "In the textbook's softmax the masks cost between %.2f and %.2f times an unmasked "
