@@ -30,7 +30,7 @@ enum op_id {
     OP_COUNT
 };
 
-#define OP_MAX_ARGS 20
+#define OP_MAX_ARGS 24
 
 struct backend;
 
@@ -370,6 +370,90 @@ tril_status linear_attention_backward(struct op_context *ctx, struct tensor q, s
                                       struct tensor dq, struct tensor dk, struct tensor dv,
                                       struct tensor dstate, struct linear_attention_params p,
                                       struct tril_error *err);
+
+/* Attention with the relative positions of Transformer-XL (Dai et al. 2019), over S sequences of
+ * flattened tokens, each after a past of its own:
+ *   o_i = sum_j softmax_j(score_ij) v_j    score_ij = scale ((q_i + u).k_j + (q_i + w).r_{p - j})
+ * Keys j of sequence s: past rows past_start[s] .. + past_length[s], then its own rows; row i
+ * stands at position p = past_length[s] + i and sees the keys first(p) <= j <= p, where first(p) is
+ * 0, or with a segment p - p mod segment - memory: its own segment and so many tokens before.
+ * O(N d) memory: the position's part of a tile of scores is a product of its rows with a band of r,
+ * read along the diagonals. */
+struct relative_attention_inputs {
+    struct tensor q;              /* [N, H, d] act strided */
+    struct tensor k, v;           /* [N, K, d] act strided, H % K == 0 */
+    struct tensor q_offsets;      /* i32 [S+1]: rows of q, k and v of each sequence */
+    struct tensor past_k, past_v; /* [P, K, d] act strided; these four together or not at all */
+    struct tensor past_start, past_length; /* i32 [S] */
+    struct tensor u, w;                    /* fp32 [H, d]: biases of content and of position */
+    struct tensor r; /* [M, H, d] act strided: row t for distance t; M >= the most keys */
+};
+struct relative_attention_params {
+    float scale;
+    int64_t segment, memory; /* segment 0: everything before is seen */
+};
+/* o [N, H, d] act strided; lse fp32 [H, N] optional. */
+tril_status relative_attention_forward(struct op_context *ctx,
+                                       const struct relative_attention_inputs *in, struct tensor o,
+                                       struct tensor lse, struct relative_attention_params p,
+                                       struct tril_error *err);
+struct relative_attention_gradients {
+    struct tensor dq, dk, dv;       /* act strided, overwritten */
+    struct tensor dpast_k, dpast_v; /* the same; optional: NULL where the past is detached */
+    struct tensor du, dw;           /* fp32 [H, d], accumulate */
+    struct tensor dr;               /* act strided, overwritten */
+};
+/* From the forward's o and lse and the gradient of o; the pasts ascend and do not overlap. */
+tril_status relative_attention_backward(struct op_context *ctx,
+                                        const struct relative_attention_inputs *in, struct tensor o,
+                                        struct tensor lse, struct tensor dout,
+                                        const struct relative_attention_gradients *g,
+                                        struct relative_attention_params p, struct tril_error *err);
+
+/* Attention over an external memory (Wu et al. 2022): every row and head attends to the `top` keys
+ * with the largest scores scale q.k of its sequence's memory, found exactly; of equal scores the
+ * older key wins. The memory is a ring: entry e (0 the oldest) of sequence s is row kv_start[s] +
+ * (kv_first[s] + e) mod ring of k and v. Its last entries are the rows' own tokens (row i of n is
+ * entry p = kv_length[s] - n + i), of which it sees none: with a segment c, it sees the entries
+ * e0 - capacity <= e < e0, e0 = p - (kv_position[s] + p) mod c the beginning of its segment, where
+ * kv_position[s] is the position in the text of entry 0. Without (segment 0) it sees all entries,
+ * the last ones too: then the memory is simply a memory.
+ * Writes o = sum_j w_j v_j [N, H, d] act strided, w the softmax over the keys found; index i32
+ * [N, H, T] (T = top): their rows of k, oldest first, then -1; weight fp32 [N, H, T]: w, then 0;
+ * lse fp32 [H, N] optional. A row that sees nothing: o = 0, lse = -inf. */
+struct memory_attention_inputs {
+    struct tensor q;         /* [N, H, d] act strided */
+    struct tensor k, v;      /* [M, K, d] act strided, H % K == 0 */
+    struct tensor q_offsets; /* i32 [S+1] */
+    struct tensor kv_start, kv_first, kv_length, kv_position; /* i32 [S] */
+};
+struct memory_attention_params {
+    float scale;
+    int64_t segment;  /* c; 0: none */
+    int64_t capacity; /* entries before the segment that are seen; 0: all */
+    int64_t ring;     /* rows of a sequence's memory, >= kv_length */
+};
+tril_status memory_attention_forward(struct op_context *ctx,
+                                     const struct memory_attention_inputs *in, struct tensor o,
+                                     struct tensor index, struct tensor weight, struct tensor lse,
+                                     struct memory_attention_params p, struct tril_error *err);
+/* dq (act, strided, overwritten) alone: the memory is detached. From the forward's index, weight
+ * and o. */
+tril_status memory_attention_backward(struct op_context *ctx, struct tensor k, struct tensor v,
+                                      struct tensor index, struct tensor weight, struct tensor o,
+                                      struct tensor dout, struct tensor dq, float scale,
+                                      struct tril_error *err);
+
+/* y = (1 - g) a + g b with g = sigmoid(gate) of the head (Wu et al. 2022), where b's row is there:
+ * where lse is -inf (b's softmax had nothing), y = a. a, b, y [N, H, d] act strided; lse fp32
+ * [H, N]; gate fp32 [H]. y may alias a. */
+tril_status gate_forward(struct op_context *ctx, struct tensor a, struct tensor b,
+                         struct tensor lse, struct tensor gate, struct tensor y,
+                         struct tril_error *err);
+/* da, db overwritten (act, strided); dgate accumulates. */
+tril_status gate_backward(struct op_context *ctx, struct tensor dy, struct tensor a,
+                          struct tensor b, struct tensor lse, struct tensor gate, struct tensor da,
+                          struct tensor db, struct tensor dgate, struct tril_error *err);
 
 /* y = act(x), dx = dy * act'(x): [N, F] act; y may alias x, dx may alias dy. */
 struct activation_params {
