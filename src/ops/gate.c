@@ -91,7 +91,11 @@ static bool make_case(int index, struct op_case *out, unsigned strided) {
     return true;
 }
 static bool forward_case(int index, struct op_case *out) {
-    return make_case(index, out, 1u << F_A | 1u << F_B | 1u << F_Y);
+    if (!make_case(index, out, 1u << F_A | 1u << F_B | 1u << F_Y))
+        return false;
+    if (index >= 4) /* in place */
+        out->alias[F_Y] = F_A + 1;
+    return true;
 }
 static bool backward_case(int index, struct op_case *out) {
     return make_case(index, out, 1u << B_DY | 1u << B_A | 1u << B_B | 1u << B_DA | 1u << B_DB);
