@@ -27,6 +27,47 @@ struct model_flags {
          &(o).activation, 0,      0,  "relu|gelu|gelu-tanh|silu"},                                   \
         {"position", "KIND", "", OPTION_CHOICE, &(o).position, 0, 0, "none|learned|rope|alibi"},     \
         {"rope-theta", "X", "RoPE's base", OPTION_NUMBER, &(o).rope_theta, 1, 1e12, NULL},           \
+        {"rope-share",                                                                               \
+         "X",                                                                                        \
+         "share of a head's channels that rotate",                                                   \
+         OPTION_NUMBER,                                                                              \
+         &(o).rope_share,                                                                            \
+         0,                                                                                          \
+         1,                                                                                          \
+         NULL},                                                                                      \
+        {"rope-scaling",                                                                             \
+         "KIND",                                                                                     \
+         "for contexts longer than trained",                                                         \
+         OPTION_CHOICE,                                                                              \
+         &(o).rope_scaling,                                                                          \
+         0,                                                                                          \
+         0,                                                                                          \
+         "none|linear|ntk|dynamic|yarn|llama3"},                                                     \
+        {"rope-factor",                                                                              \
+         "X",                                                                                        \
+         "... by so much (context / original)",                                                      \
+         OPTION_NUMBER,                                                                              \
+         &(o).rope_factor,                                                                           \
+         1,                                                                                          \
+         1e6,                                                                                        \
+         NULL},                                                                                      \
+        {"rope-original",                                                                            \
+         "N",                                                                                        \
+         "... from so many tokens",                                                                  \
+         OPTION_INT,                                                                                 \
+         &(o).rope_original,                                                                         \
+         1,                                                                                          \
+         1e8,                                                                                        \
+         NULL},                                                                                      \
+        {"mixers",                                                                                   \
+         "TEXT",                                                                                     \
+         "what each layer sees, a repeating pattern: window:256/causal, linear, alibi's "            \
+         "no-position, ... (docs/model.md)",                                                         \
+         OPTION_STRING,                                                                              \
+         &(o).mixers,                                                                                \
+         0,                                                                                          \
+         0,                                                                                          \
+         NULL},                                                                                      \
         {"norm-eps", "X", "epsilon of the norms", OPTION_NUMBER, &(o).norm_eps, 0, 1, NULL},         \
         {"dropout", "P", "embeddings, attention, residual branches", OPTION_NUMBER, &(o).dropout, 0, \
          0.99,      NULL},                                                                           \

@@ -18,6 +18,14 @@ struct tril_model_overrides {
     const char *activation;  /* relu | gelu | gelu-tanh | silu */
     const char *position;    /* none | learned | rope | alibi */
     int tied, qk_norm, bias; /* 0, 1, or -1 */
+    /* How each layer mixes its tokens: texts separated by '/', a pattern that repeats over the
+     * layers: "window:256/window:256/causal", "linear/causal learned-sinks"; docs/model.md. */
+    const char *mixers;
+    /* RoPE: the share of a head that rotates (0 to 1), and its scaling from `rope_original` tokens
+     * (default: the context before the overrides) by `rope_factor`. */
+    double rope_share, rope_factor;
+    const char *rope_scaling; /* none | linear | ntk | dynamic | yarn | llama3 */
+    int64_t rope_original;
 };
 struct tril_model_overrides tril_model_overrides_none(void);
 

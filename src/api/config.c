@@ -15,6 +15,9 @@ struct tril_model_overrides tril_model_overrides_none(void) {
                                          .dropout = -1,
                                          .rope_theta = -1,
                                          .norm_eps = -1,
+                                         .rope_share = -1,
+                                         .rope_factor = -1,
+                                         .rope_original = -1,
                                          .tied = -1,
                                          .qk_norm = -1,
                                          .bias = -1};

@@ -57,7 +57,7 @@ tril_status tril_inspect_params(const struct tril_model_source *source, int64_t 
                                      .vocab = c.vocab,
                                      .context = c.context,
                                      .tied = c.tied};
-    snprintf(info->type, sizeof info->type, "%s", model_config_type(&c));
+    snprintf(info->type, sizeof info->type, "%s", model_config_type(&c, NULL));
     *out = (struct tril_counts){.embedding = n.embedding,
                                 .position = n.position,
                                 .attention = n.attention,

@@ -86,8 +86,7 @@ tril_status session_sync(struct session *s, const int32_t *tokens, int64_t n, in
         common++;
     if (common == n) /* the last token's logits are always computed */
         common = n - 1;
-    s->count = common;
-    s->cache->length[0] = (int32_t)common;
+    s->count = common = kv_cache_rewind(s->cache, 0, common);
     if (reused)
         *reused = common;
     while (s->count < n) {

@@ -26,7 +26,9 @@ enum {
     FOR_DROPOUT = 32,
     FOR_FINAL_NORM = 64,
     FOR_CAST = 128, /* the branches' gradients differ from the residual stream's */
-    FOR_PRE = 256   /* the pre-activation is kept or needed */
+    FOR_PRE = 256,  /* the pre-activation is kept or needed */
+    FOR_SINKS = 512,
+    FOR_SUMS = 1024 /* linear attention through a cache */
 };
 
 struct activation_row {
@@ -85,6 +87,9 @@ static const struct activation_row table[A_COUNT] = {
                 FOR_BACKWARD | FOR_FFN | FOR_GATED},
     [A_DQKV] = {"qkv / gradient", "N Q", TYPE_ACT, KIND_SCRATCH, ATT_B, FOR_BACKWARD},
     [A_DATTENTION] = {"attention / gradient", "N A", TYPE_ACT, KIND_SCRATCH, ATT_B, FOR_BACKWARD},
+    [A_DSINKS] = {"learned sinks / gradient", "H", TYPE_F32, KIND_SCRATCH, ATT_B,
+                  FOR_BACKWARD | FOR_SINKS},
+    [A_SUMS] = {"sums of linear attention", "S M", TYPE_F32, KIND_SCRATCH, ATT_F, FOR_SUMS},
     [A_INPUTS] = {"inputs", "I", TYPE_I32, KIND_SCRATCH, ALWAYS, 0},
     [A_ROW_LOSS] = {"loss", "N", TYPE_F32, KIND_SCRATCH, ALWAYS, 0},
     [A_TOTAL] = {"total loss", "2", TYPE_F64, KIND_SCRATCH, ALWAYS, 0},
@@ -115,10 +120,10 @@ static int64_t head_chunk_rows(int64_t vocab, int64_t tokens, int64_t row_bytes)
     return rows < tokens ? rows : tokens;
 }
 
-/* Integers of a call: ids, positions, targets, cache rows, wanted rows [N]; offsets, starts and
- * lengths [S + 1]; the step; each padded to a cache line. */
+/* Integers of a call: ids, positions, targets, cache rows, wanted rows [N]; offsets, starts,
+ * lengths and slots [S + 1]; the step; each padded to a cache line. */
 static int64_t input_integers(int64_t tokens, int64_t sequences) {
-    return 5 * round_up(tokens, 16) + 3 * round_up(sequences + 1, 16) + 16;
+    return 5 * round_up(tokens, 16) + 4 * round_up(sequences + 1, 16) + 16;
 }
 
 static unsigned circumstances(const struct model_config *c, enum dtype act,
@@ -133,6 +138,10 @@ static unsigned circumstances(const struct model_config *c, enum dtype act,
     f |= c->final_norm ? FOR_FINAL_NORM : 0;
     f |= act == DT_BF16 || c->dropout_residual > 0 ? FOR_CAST : 0;
     f |= o->backward || c->ffn_kind == FFN_GATED ? FOR_PRE : 0;
+    for (int i = 0; i < model_mixer_count(c); i++) {
+        f |= c->mixers[i].learned_sinks ? FOR_SINKS : 0;
+        f |= c->mixers[i].kind == MIXER_LINEAR && !o->backward ? FOR_SUMS : 0;
+    }
     return f;
 }
 
@@ -213,6 +222,8 @@ tril_status activation_layout_make(struct activation_layout *l, const struct mod
     size['U'] = c->ffn_kind == FFN_GATED ? 2 * c->ffn : c->ffn;
     size['V'] = c->vocab;
     size['I'] = input_integers(o->max_tokens, o->max_sequences);
+    size['S'] = o->max_sequences;
+    size['M'] = c->kv_heads * c->head_dim * (c->head_dim + 1);
     size['2'] = 2;
 
     unsigned now = circumstances(c, act, o);

@@ -11,8 +11,8 @@
  * "shared": one buffer for all layers, whose memory also serves others that are not alive at the
  * same time (phases). Symbols of shapes: N tokens, n rows of a chunk of the head, R rows whose
  * logits are wanted, D width, H heads, K key/value heads, Q = (H + 2K) d outputs of the fused QKV,
- * E = (H + K) d, A = H d, F hidden width, U = F or 2F outputs of the FFN's first matrix, V
- * vocabulary, I the call's integers. */
+ * S sequences, M = K d (d + 1) sums of linear attention, E = (H + K) d, A = H d, F hidden width, U
+ * = F or 2F outputs of the FFN's first matrix, V vocabulary, I the call's integers. */
 #ifndef MODEL_ACTIVATIONS_H
 #define MODEL_ACTIVATIONS_H
 
@@ -54,6 +54,8 @@ enum activation_id {
     A_DPRE,       /* gated: gradient of A_PRE */
     A_DQKV,       /* gradient of A_QKV */
     A_DATTENTION, /* gradient of A_ATTENTION */
+    A_DSINKS,     /* gradient of the learned sinks, of one call */
+    A_SUMS,       /* linear attention: sums of sequences whose cache slots do not adjoin */
     A_INPUTS,     /* what the caller gave: ids, positions, offsets, ... */
     A_ROW_LOSS,   /* loss of each token */
     A_TOTAL,      /* sum of losses, their number */

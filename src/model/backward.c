@@ -85,28 +85,24 @@ static tril_status heads_backward(struct pass *p, int l, struct tensor heads, st
     const struct model *m = p->m;
     const struct model_config *c = &m->config;
     struct qkv_views v = qkv_views_make(p, l), g = qkv_gradient_views(p);
-    struct attention_params a = attention_params_make(p, l);
-    enum dtype wide = model_wide(m);
-    struct tensor slopes = m->slopes ? tensor_1d(m->slopes, wide, c->heads) : tensor_none();
-    struct attention_inputs in = {.q = v.q,
-                                  .k = v.k,
-                                  .v = v.v,
-                                  .q_offsets = p->offsets,
-                                  .kv_start = p->kv_start,
-                                  .kv_length = p->kv_length,
-                                  .slopes = slopes,
-                                  .step = p->step};
-    struct attention_gradients out = {.dq = g.q, .dk = g.k, .dv = g.v};
-    TRY(attention_backward(p->ctx, &in, tensor_heads(heads, c->heads),
-                           activation_view(p->w, A_LSE, l, p->N), tensor_heads(dheads, c->heads),
-                           &out, &a, err));
-    if (m->rope_cos) {
-        struct tensor cosines = tensor_2d(m->rope_cos, wide, c->context, c->rope_dim / 2);
-        struct tensor sines = tensor_2d(m->rope_sin, wide, c->context, c->rope_dim / 2);
-        struct rope_params rope = {0};
-        TRY(rope_backward(p->ctx, g.q, p->positions, cosines, sines, rope, err));
-        TRY(rope_backward(p->ctx, g.k, p->positions, cosines, sines, rope, err));
+    if (model_mixer(c, l)->kind == MIXER_LINEAR) {
+        const struct linear_attention_params params = {.causal = true};
+        TRY(linear_attention_backward(p->ctx, v.q, v.k, v.v, p->offsets, tensor_none(),
+                                      tensor_heads(heads, c->heads), tensor_heads(dheads, c->heads),
+                                      tensor_none(), g.q, g.k, g.v, tensor_none(), params, err));
+    } else {
+        struct attention_params a = attention_params_make(p, l);
+        struct attention_inputs in = attention_inputs_make(p, l, &v);
+        struct tensor dsinks =
+            in.sink.data ? activation_view(p->w, A_DSINKS, 0, p->N) : tensor_none(); /* [H] */
+        struct attention_gradients out = {.dq = g.q, .dk = g.k, .dv = g.v, .dsink = dsinks};
+        TRY(attention_backward(p->ctx, &in, tensor_heads(heads, c->heads),
+                               activation_view(p->w, A_LSE, l, p->N),
+                               tensor_heads(dheads, c->heads), &out, &a, err));
+        if (dsinks.data)
+            TRY(accumulate(p->ctx, dsinks, param_gradient(m, PARAM_SINKS, l), 1.0f, err));
     }
+    TRY(rotate(p, l, g.q, g.k, true, err));
     if (c->qk_norm) {
         struct norm_params params = {.eps = c->norm_eps, .overwrite = true};
         TRY(rmsnorm_backward(p->ctx, g.q, v.raw_q, param_vector(m, PARAM_Q_NORM, l), v.q_rstd, g.q,

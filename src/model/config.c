@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* What most presets share; shape, position and biases follow per preset. */
@@ -124,6 +125,87 @@ tril_status model_config_preset(struct model_config *c, const char *name, struct
     return TRIL_OK;
 }
 
+/* Mixers. */
+
+bool model_mixers_plain(const struct model_config *c) {
+    static const struct mixer_config plain;
+    for (int i = 0; i < model_mixer_count(c); i++)
+        if (!mixer_equal(&c->mixers[i], &plain))
+            return false;
+    return true;
+}
+
+int model_mixer_count(const struct model_config *c) {
+    int most = 0;
+    for (int64_t l = 0; l < c->layers; l++)
+        most = c->layer_mixer[l] > most ? c->layer_mixer[l] : most;
+    return most + 1;
+}
+
+int64_t model_mixer_period(const struct model_config *c) {
+    for (int64_t n = 1; n < c->layers; n++) {
+        int64_t l = n;
+        while (l < c->layers && c->layer_mixer[l] == c->layer_mixer[l - n])
+            l++;
+        if (l == c->layers)
+            return n;
+    }
+    return c->layers;
+}
+
+tril_status model_config_set_mixers(struct model_config *c, const struct mixer_config *pattern,
+                                    int64_t count, struct tril_error *err) {
+    struct mixer_config kinds[MODEL_MOST_MIXERS] = {0};
+    uint8_t of_layer[MODEL_MOST_LAYERS];
+    int known = 0;
+    if (count < 1 || count > c->layers || c->layers > MODEL_MOST_LAYERS)
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "%lld mixers cannot be shared out over %lld layers; give from 1 to as "
+                         "many as there are layers",
+                         (long long)count, (long long)c->layers);
+    for (int64_t l = 0; l < c->layers; l++) {
+        const struct mixer_config *m = &pattern[l % count];
+        int i = 0;
+        while (i < known && !mixer_equal(&kinds[i], m))
+            i++;
+        if (i == MODEL_MOST_MIXERS)
+            return error_set(err, TRIL_ERR_ARGUMENT,
+                             "the layers have more than %d different mixers; tril takes so many",
+                             MODEL_MOST_MIXERS);
+        if (i == known)
+            kinds[known++] = *m;
+        of_layer[l] = (uint8_t)i;
+    }
+    memcpy(c->mixers, kinds, sizeof kinds);
+    memset(c->layer_mixer, 0, sizeof c->layer_mixer);
+    memcpy(c->layer_mixer, of_layer, (size_t)c->layers);
+    return TRIL_OK;
+}
+
+tril_status model_config_parse_mixers(struct model_config *c, const char *text,
+                                      struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    int64_t count = 1, n = 0;
+    for (const char *s = text; *s; s++)
+        count += *s == '/';
+    struct mixer_config *pattern = calloc((size_t)count, sizeof *pattern);
+    char *copy = strdup(text);
+    if (!pattern || !copy)
+        TRY(error_set(err, TRIL_ERR_MEMORY, "not enough memory for %lld mixers", (long long)count));
+    for (char *s = copy; s; n++) {
+        char *end = strchr(s, '/');
+        if (end)
+            *end++ = 0;
+        TRY(mixer_parse(&pattern[n], s, err));
+        s = end;
+    }
+    TRY(model_config_set_mixers(c, pattern, count, err));
+done:
+    free(pattern);
+    free(copy);
+    return st;
+}
+
 /* Overrides. */
 
 /* The index of `name` in `names` (NULL-terminated), or ERR_ARGUMENT listing them. */
@@ -204,6 +286,52 @@ done:
     return st;
 }
 
+/* RoPE of `n`, which was `c`. */
+static tril_status override_rope(struct model_config *n, const struct model_config *c,
+                                 const struct tril_model_overrides *o, struct tril_error *err) {
+    static const char *const scalings[] = {"none", "linear", "ntk", "dynamic",
+                                           "yarn", "llama3", NULL};
+    tril_status st = TRIL_OK;
+    int i;
+    if (n->position != POSITION_ROPE) {
+        n->rope_dim = 0;
+        n->rope_scaling = ROPE_PLAIN;
+        if (o->rope_scaling || o->rope_share >= 0 || o->rope_factor >= 0 || o->rope_original >= 0)
+            st = error_set(err, TRIL_ERR_ARGUMENT,
+                           "RoPE's settings are given, but the model's positions are not rope");
+        goto done;
+    }
+    if (c->position != POSITION_ROPE || c->rope_dim == c->head_dim)
+        n->rope_dim = n->head_dim;
+    if (o->rope_share >= 0)
+        n->rope_dim = (int64_t)(o->rope_share * (double)n->head_dim / 2 + 0.5) * 2;
+    if (o->rope_theta >= 0)
+        n->rope_theta = (float)o->rope_theta;
+    if (!o->rope_scaling && o->rope_factor < 0 && o->rope_original < 0)
+        goto done;
+    if (o->rope_scaling) {
+        TRY(choice_parse(o->rope_scaling, "the RoPE scaling", scalings, &i, err));
+        n->rope_scaling = (enum rope_scaling_kind)i;
+        n->rope_original_context = 0;
+        n->rope_attention_factor = 1;
+    }
+    if (o->rope_original >= 0)
+        n->rope_original_context = o->rope_original;
+    else if (n->rope_original_context == 0)
+        n->rope_original_context = c->context;
+    n->rope_factor = o->rope_factor >= 0 ? (float)o->rope_factor
+                                         : (float)n->context / (float)n->rope_original_context;
+    if (n->rope_scaling == ROPE_YARN)
+        n->rope_attention_factor = (float)model_yarn_scale(n->rope_factor, 1.0);
+    if (n->rope_scaling == ROPE_PLAIN || n->rope_scaling == ROPE_LINEAR ||
+        n->rope_scaling == ROPE_NTK)
+        n->rope_original_context = 0; /* these do not look at it */
+    if (n->rope_scaling == ROPE_PLAIN)
+        n->rope_factor = 1;
+done:
+    return st;
+}
+
 tril_status model_config_override(struct model_config *c, const struct tril_model_overrides *o,
                                   struct tril_error *err) {
     tril_status st;
@@ -224,6 +352,11 @@ tril_status model_config_override(struct model_config *c, const struct tril_mode
     OVERRIDE(tied);
     OVERRIDE(qk_norm);
 #undef OVERRIDE
+    /* More layers continue the pattern; fewer may leave mixers that nobody uses. */
+    for (int64_t l = c->layers; l < n.layers && l < MODEL_MOST_LAYERS && c->layers > 0; l++)
+        n.layer_mixer[l] = n.layer_mixer[l % c->layers];
+    if (o->mixers && n.layers <= MODEL_MOST_LAYERS)
+        TRY(model_config_parse_mixers(&n, o->mixers, err));
     if (reshaped && o->kv_heads < 0) { /* the same number of heads to a group, if that divides */
         int64_t group = c->kv_heads > 0 ? c->heads / c->kv_heads : 1;
         n.kv_heads = group > 0 && n.heads % group == 0 ? n.heads / group : n.heads;
@@ -241,16 +374,9 @@ tril_status model_config_override(struct model_config *c, const struct tril_mode
     if (o->ffn < 0 && (n.dim != c->dim || n.ffn_kind != c->ffn_kind) && n.dim > 0 &&
         n.dim <= 1 << 24)
         n.ffn = ffn_derive(&n, c->dim, n.ffn_kind == c->ffn_kind ? c->ffn : 0);
-    if (n.position != POSITION_ROPE)
-        n.rope_dim = 0;
-    else if (c->position != POSITION_ROPE || c->rope_dim == c->head_dim)
-        n.rope_dim = n.head_dim;
-    if (n.position != POSITION_ROPE)
-        n.rope_scaling = ROPE_PLAIN;
+    TRY(override_rope(&n, c, o, err));
     if (o->dropout >= 0)
         n.dropout_embedding = n.dropout_attention = n.dropout_residual = (float)o->dropout;
-    if (o->rope_theta >= 0)
-        n.rope_theta = (float)o->rope_theta;
     if (o->norm_eps >= 0)
         n.norm_eps = (float)o->norm_eps;
     if (o->vocab >= 0) {
@@ -283,7 +409,7 @@ tril_status model_config_check(const struct model_config *c, struct tril_error *
     tril_status st;
     bool rope = c->position == POSITION_ROPE, ffn = c->ffn_kind != FFN_NONE;
     const struct range shape[] = {
-        {"number of layers", (double)c->layers, 1, 4096},
+        {"number of layers", (double)c->layers, 1, MODEL_MOST_LAYERS},
         {"width", (double)c->dim, 1, 1 << 20},
         {"number of heads", (double)c->heads, 1, 1 << 16},
         {"number of key/value heads", (double)c->kv_heads, 1, 1 << 16},
@@ -364,6 +490,15 @@ tril_status model_config_check(const struct model_config *c, struct tril_error *
         if (c->rope_dim == 2 && (c->rope_scaling == ROPE_NTK || c->rope_scaling == ROPE_DYNAMIC)) {
             st = error_set(err, TRIL_ERR_ARGUMENT,
                            "NTK scaling needs at least 4 rotating channels in a head, not 2");
+            goto done;
+        }
+    }
+    for (int i = 0; i < model_mixer_count(c); i++) {
+        TRY(mixer_check(&c->mixers[i], c->heads, err));
+        if (c->mixers[i].rope_theta > 0 && (!rope || c->mixers[i].no_position)) {
+            st = error_set(err, TRIL_ERR_ARGUMENT,
+                           "a mixer names its own RoPE theta, but does not rotate: %s",
+                           rope ? "it says no-position" : "the model's positions are not rope");
             goto done;
         }
     }

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "model/mixer.h"
 #include "ops/ops.h"
 #include "tril/config.h"
 
@@ -18,6 +19,9 @@ enum norm_kind { NORM_LAYERNORM, NORM_RMSNORM };
 enum ffn_kind { FFN_NONE, FFN_MLP, FFN_GATED };
 enum position_kind { POSITION_NONE, POSITION_LEARNED, POSITION_ROPE, POSITION_ALIBI };
 enum rope_scaling_kind { ROPE_PLAIN, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_YARN, ROPE_LLAMA3 };
+
+/* Distinct mixers, and layers, that a configuration can hold. */
+enum { MODEL_MOST_MIXERS = 16, MODEL_MOST_LAYERS = 4096 };
 
 struct model_config {
     int64_t layers;   /* L */
@@ -54,7 +58,27 @@ struct model_config {
     float init_std; /* 0.02; residual projections get init_std / sqrt(2 L) */
 
     int64_t bos_id, eos_id; /* -1: none */
+
+    /* Layer l mixes by mixers[layer_mixer[l]]; zeros: causal attention everywhere. */
+    struct mixer_config mixers[MODEL_MOST_MIXERS];
+    uint8_t layer_mixer[MODEL_MOST_LAYERS];
 };
+
+static inline const struct mixer_config *model_mixer(const struct model_config *c, int64_t layer) {
+    return &c->mixers[c->layer_mixer[layer]];
+}
+/* Whether every layer is plain causal attention. */
+bool model_mixers_plain(const struct model_config *c);
+/* How many of c->mixers are in use: they are numbered by their first layer. */
+int model_mixer_count(const struct model_config *c);
+/* Gives the layers (c->layers of them) the mixers of a pattern that repeats. */
+tril_status model_config_set_mixers(struct model_config *c, const struct mixer_config *pattern,
+                                    int64_t count, struct tril_error *err);
+/* The same from text: "window:256/causal". */
+tril_status model_config_parse_mixers(struct model_config *c, const char *text,
+                                      struct tril_error *err);
+/* The shortest pattern that repeats to what the layers have: its length. */
+int64_t model_mixer_period(const struct model_config *c);
 
 /* Whether training drops anything. */
 static inline bool model_config_drops(const struct model_config *c) {
@@ -79,14 +103,19 @@ tril_status model_config_from_json(struct model_config *c, const json_t *root, c
 tril_status model_config_read(struct model_config *c, const char *dir_or_file,
                               struct tril_error *err);
 /* The Hugging Face model type that holds this configuration exactly: "gpt2", "llama", "mistral",
- * "qwen2", "qwen3", or "tril" if none does. */
-const char *model_config_type(const struct model_config *c);
+ * "qwen2", "qwen3", "smollm3", or "tril" if none does; then *reason (may be NULL) says why. */
+const char *model_config_type(const struct model_config *c, const char **reason);
 /* A new JSON object as config.json holds it (dtype: the dtype of the saved weights). */
 json_t *model_config_to_json(const struct model_config *c, enum dtype saved);
 
 /* cos and sin tables [C, R] fp32 for RoPE with its scaling and attention factor, computed in
  * double. Sources: Su 2021; linear, NTK-aware, dynamic NTK; YaRN (Peng 2023); Llama 3. */
 void model_rope_table(const struct model_config *c, int64_t positions, float *cos, float *sin);
+/* The same with a mixer's own theta, unscaled. */
+void model_rope_table_plain(const struct model_config *c, double theta, int64_t positions,
+                            float *cos, float *sin);
+/* YaRN's attention factor (Peng 2023) for a scale s: 0.1 m ln s + 1. */
+double model_yarn_scale(double s, double m);
 /* ALiBi slopes [H] (Press 2022), any number of heads. */
 void model_alibi_slopes(int64_t heads, float *slopes);
 

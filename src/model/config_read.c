@@ -2,7 +2,6 @@
  * absent fields included. Fields fall into four groups: honoured; harmless (labels, versions,
  * settings of generation); neutral only at some value, and refused by name at any other; and, for
  * tril's own type, unknown, which is refused too. */
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -91,8 +90,10 @@ static const struct {
     {"num_kv_shared_layers", NEUTRAL_ZERO},
 };
 
-static tril_status neutral_check(const struct reader *r) {
+static tril_status neutral_check(const struct reader *r, bool smollm) {
     for (size_t i = 0; i < sizeof neutral_fields / sizeof *neutral_fields; i++) {
+        if (smollm && strncmp(neutral_fields[i].key, "no_rope_layer", 13) == 0)
+            continue; /* there they are honoured */
         const json_t *value = field(r->root, neutral_fields[i].key);
         bool good = !value;
         switch (value ? neutral_fields[i].neutral : NEUTRAL_ABSENT) {
@@ -227,11 +228,6 @@ struct rope {
     int64_t original, dim;
 };
 
-/* YaRN's attention factor (Peng 2023): 0.1 m ln s + 1. */
-static double yarn_scale(double s, double m) {
-    return s <= 1 ? 1.0 : 0.1 * m * log(s) + 1.0;
-}
-
 /* One of rope_scaling, rope_parameters. */
 static tril_status rope_parse(const struct reader *r, const char *key, const json_t *o, bool own,
                               struct rope *rope) {
@@ -315,9 +311,9 @@ static tril_status rope_parse(const struct reader *r, const char *key, const jso
     }
     if (rope->kind == ROPE_YARN)
         rope->attention_factor =
-            (float)(mscale > 0 && mscale_all > 0
-                        ? yarn_scale(rope->factor, mscale) / yarn_scale(rope->factor, mscale_all)
-                        : yarn_scale(rope->factor, 1.0));
+            (float)(mscale > 0 && mscale_all > 0 ? model_yarn_scale(rope->factor, mscale) /
+                                                       model_yarn_scale(rope->factor, mscale_all)
+                                                 : model_yarn_scale(rope->factor, 1.0));
     TRY(float_get(&in, o, "attention_factor", 1e-3, 1e3, &rope->attention_factor));
     if (rope->kind != ROPE_YARN && !own && rope->attention_factor != 1.0f) {
         st = refuse(r, field(o, "attention_factor"), "attention_factor");
@@ -425,37 +421,84 @@ done:
     return st;
 }
 
-/* A window shorter than the context would hide keys. Qwen's types have a switch, and may name the
- * layers. */
-static tril_status window_check(const struct reader *r, bool qwen) {
-    const struct model_config *c = r->c;
-    tril_status st = TRIL_OK;
-    int64_t window = 0, full_layers = qwen ? 28 : 0;
-    bool use = !qwen;
+/* Which layers have a sliding window and which rotate: the fields of Llama (none), of Mistral (all
+ * layers, 4096 where the field is absent), of Qwen (from max_window_layers on, or by layer_types)
+ * and of SmolLM3. A window as long as the context hides nothing. */
+struct layers {
+    int64_t window;
+    bool local[MODEL_MOST_LAYERS], no_rope[MODEL_MOST_LAYERS];
+};
+
+static tril_status layer_types_get(const struct reader *r, struct layers *x) {
     const json_t *types = field(r->root, "layer_types");
-    TRY(json_get_int(r->root, "sliding_window", 0, INT64_MAX, &window, r->where, r->err));
+    if (!json_is_array(types) || json_array_size(types) != (size_t)r->c->layers)
+        return error_set(r->err, TRIL_ERR_FORMAT,
+                         "%s: \"layer_types\" must be a list of %lld names, one per layer",
+                         r->where, (long long)r->c->layers);
+    for (size_t i = 0; i < json_array_size(types); i++) {
+        const char *kind = json_string_value(json_array_get(types, i));
+        x->local[i] = kind && strcmp(kind, "sliding_attention") == 0;
+        if (!kind || (!x->local[i] && strcmp(kind, "full_attention") != 0) ||
+            (x->local[i] && x->window < 1))
+            return refuse(r, json_array_get(types, i), "layer_types");
+    }
+    return TRIL_OK;
+}
+
+static tril_status no_rope_get(const struct reader *r, struct layers *x) {
+    const json_t *list = field(r->root, "no_rope_layers"), *value;
+    int64_t every = 4;
+    tril_status st =
+        json_get_int(r->root, "no_rope_layer_interval", 1, INT32_MAX, &every, r->where, r->err);
+    for (int64_t l = 0; l < r->c->layers && st == TRIL_OK; l++) {
+        x->no_rope[l] = (l + 1) % every == 0;
+        if (!list)
+            continue;
+        value = json_array_get(list, (size_t)l);
+        if (!json_is_integer(value))
+            st = error_set(r->err, TRIL_ERR_FORMAT,
+                           "%s: \"no_rope_layers\" must be a list of %lld numbers, one per layer",
+                           r->where, (long long)r->c->layers);
+        x->no_rope[l] = json_integer_value(value) == 0;
+    }
+    return st;
+}
+
+static tril_status layers_read(const struct reader *r, const char *type) {
+    struct model_config *c = r->c;
+    tril_status st = TRIL_OK;
+    bool mistral = strcmp(type, "mistral") == 0, smollm = strcmp(type, "smollm3") == 0;
+    bool use = mistral, llama = strcmp(type, "llama") == 0;
+    int64_t full_layers = mistral || smollm ? 0 : 28;
+    struct layers *x = calloc(1, sizeof *x);
+    struct mixer_config *pattern = calloc((size_t)c->layers, sizeof *pattern);
+    if (!x || !pattern)
+        TRY(error_set(r->err, TRIL_ERR_MEMORY, "not enough memory for %lld layers",
+                      (long long)c->layers));
+    x->window = smollm || json_object_get(r->root, "sliding_window") ? 0 : 4096;
+    TRY(json_get_int(r->root, "sliding_window", 0, INT64_MAX, &x->window, r->where, r->err));
     TRY(json_get_bool(r->root, "use_sliding_window", &use, r->where, r->err));
     TRY(json_get_int(r->root, "max_window_layers", 0, INT64_MAX, &full_layers, r->where, r->err));
-    if (types) {
-        bool list = json_is_array(types) && json_array_size(types) == (size_t)c->layers;
-        for (size_t i = 0; list && i < json_array_size(types); i++) {
-            const char *kind = json_string_value(json_array_get(types, i));
-            bool harmless =
-                kind && strcmp(kind, "sliding_attention") == 0 && use && window >= c->context;
-            if (!kind || (strcmp(kind, "full_attention") != 0 && !harmless)) {
-                st = refuse(r, json_array_get(types, i), "layer_types");
-                goto done;
-            }
+    x->window = use && !llama ? x->window : 0;
+    if (smollm)
+        TRY(no_rope_get(r, x));
+    for (int64_t l = 0; l < c->layers; l++)
+        x->local[l] = x->window > 0 && l >= full_layers && (!smollm || x->no_rope[l]);
+    if (field(r->root, "layer_types"))
+        TRY(layer_types_get(r, x));
+    for (int64_t l = 0; l < c->layers; l++) {
+        if (mistral && x->local[l] != (x->window > 0)) { /* there all layers are alike */
+            st = refuse(r, field(r->root, "layer_types"), "layer_types");
+            goto done;
         }
-        if (!list)
-            st = error_set(r->err, TRIL_ERR_FORMAT,
-                           "%s: \"layer_types\" must be a list of %lld names, one per layer",
-                           r->where, (long long)c->layers);
-        goto done;
+        if (x->local[l] && x->window < c->context)
+            snprintf(pattern[l].rules, MIXER_RULES, "window:%lld", (long long)x->window);
+        pattern[l].no_position = x->no_rope[l];
     }
-    if (use && window > 0 && window < c->context && full_layers < c->layers)
-        st = refuse(r, field(r->root, "sliding_window"), "sliding_window");
+    TRY(model_config_set_mixers(c, pattern, c->layers, r->err));
 done:
+    free(x);
+    free(pattern);
     return st;
 }
 
@@ -464,7 +507,7 @@ static tril_status llama_read(const struct reader *r, const char *type) {
     struct model_config *c = r->c;
     tril_status st = TRIL_OK;
     bool llama = strcmp(type, "llama") == 0, qwen2 = strcmp(type, "qwen2") == 0;
-    bool qwen3 = strcmp(type, "qwen3") == 0;
+    bool qwen3 = strcmp(type, "qwen3") == 0, smollm = strcmp(type, "smollm3") == 0;
     TRY(int_required(r, "num_hidden_layers", 4096, &c->layers));
     TRY(int_required(r, "hidden_size", 1 << 20, &c->dim));
     TRY(int_required(r, "intermediate_size", 1 << 24, &c->ffn));
@@ -492,24 +535,35 @@ static tril_status llama_read(const struct reader *r, const char *type) {
     c->ffn_kind = FFN_GATED;
     TRY(activation_get(r, "hidden_act", ACT_SILU));
     c->position = POSITION_ROPE;
+    if (smollm && !field(r->root, "rope_theta") && !field(r->root, "rope_parameters")) {
+        st =
+            error_set(r->err, TRIL_ERR_FORMAT, "%s: the field \"rope_theta\" is missing", r->where);
+        goto done;
+    }
     TRY(rope_get(r, false));
     c->scale_attention = true;
     bool bias = false, mlp_bias = false;
     TRY(json_get_bool(r->root, "attention_bias", &bias, r->where, r->err));
     TRY(json_get_bool(r->root, "mlp_bias", &mlp_bias, r->where, r->err));
-    if (bias && !llama && !qwen3) {
+    if (bias && !llama && !qwen3 && !smollm) {
         st = refuse(r, field(r->root, "attention_bias"), "attention_bias");
         goto done;
     }
-    if (mlp_bias && !llama) {
+    if (mlp_bias && !llama && !smollm) {
         st = refuse(r, field(r->root, "mlp_bias"), "mlp_bias");
         goto done;
     }
     c->qkv_bias = bias || qwen2;
     c->attention_out_bias = bias;
     c->ffn_bias = mlp_bias;
-    TRY(window_check(r, qwen2 || qwen3));
-    TRY(common_get(r, dropouts, 0.0, false, qwen2 || qwen3 ? -1 : 1, qwen2 || qwen3 ? -1 : 2));
+    int64_t window = 0;
+    TRY(json_get_int(r->root, "sliding_window", 0, INT64_MAX, &window, r->where, r->err));
+    if (llama && window > 0 && window < c->context) { /* `transformers` passes over it */
+        st = refuse(r, field(r->root, "sliding_window"), "sliding_window");
+        goto done;
+    }
+    TRY(layers_read(r, type));
+    TRY(common_get(r, dropouts, 0.0, smollm, qwen2 || qwen3 ? -1 : 1, qwen2 || qwen3 ? -1 : 2));
 done:
     return st;
 }
@@ -527,6 +581,36 @@ static tril_status choice_get(const struct reader *r, const char *key, const cha
         if (strcmp(name, choices[*out]) == 0)
             return TRIL_OK;
     return refuse(r, field(r->root, key), key);
+}
+
+/* "mixers": a list of texts, one for each layer, or fewer, which repeat. */
+static tril_status mixers_get(const struct reader *r) {
+    const json_t *list = field(r->root, "mixers");
+    struct mixer_config *pattern = NULL;
+    tril_status st = TRIL_OK;
+    if (!list)
+        return TRIL_OK;
+    size_t n = json_is_array(list) ? json_array_size(list) : 0;
+    if (n < 1 || n > MODEL_MOST_LAYERS)
+        return error_set(r->err, TRIL_ERR_FORMAT,
+                         "%s: \"mixers\" must be a list of texts, at most one for each layer",
+                         r->where);
+    pattern = calloc(n, sizeof *pattern);
+    if (!pattern)
+        return error_set(r->err, TRIL_ERR_MEMORY, "not enough memory for %zu mixers", n);
+    for (size_t i = 0; i < n; i++) {
+        const char *text = json_string_value(json_array_get(list, i));
+        st = text ? mixer_parse(&pattern[i], text, r->err)
+                  : error_set(r->err, TRIL_ERR_FORMAT, "a mixer is no text");
+        if (st != TRIL_OK)
+            goto done;
+    }
+    st = model_config_set_mixers(r->c, pattern, (int64_t)n, r->err);
+done:
+    if (st != TRIL_OK)
+        error_prefix(r->err, "%s: \"mixers\"", r->where);
+    free(pattern);
+    return st;
 }
 
 /* Every field that model_config_to_json writes. */
@@ -568,7 +652,8 @@ static tril_status tril_read(const struct reader *r) {
                                         "eos_token_id",
                                         "pad_token_id",
                                         "dtype",
-                                        "torch_dtype"};
+                                        "torch_dtype",
+                                        "mixers"};
     struct model_config *c = r->c;
     tril_status st = TRIL_OK;
     const char *key;
@@ -623,6 +708,7 @@ static tril_status tril_read(const struct reader *r) {
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
         TRY(json_get_bool(r->root, flags[i].name, flags[i].flag, r->where, r->err));
     TRY(common_get(r, dropouts, 0.0, true, -1, -1));
+    TRY(mixers_get(r));
 done:
     return st;
 }
@@ -648,16 +734,17 @@ tril_status model_config_from_json(struct model_config *c, const json_t *root, c
     if (strcmp(type, "tril") == 0) {
         TRY(tril_read(&r));
     } else {
-        TRY(neutral_check(&r));
+        TRY(neutral_check(&r, strcmp(type, "smollm3") == 0));
         if (strcmp(type, "gpt2") == 0) {
             TRY(gpt2_read(&r));
         } else if (strcmp(type, "llama") == 0 || strcmp(type, "mistral") == 0 ||
-                   strcmp(type, "qwen2") == 0 || strcmp(type, "qwen3") == 0) {
+                   strcmp(type, "qwen2") == 0 || strcmp(type, "qwen3") == 0 ||
+                   strcmp(type, "smollm3") == 0) {
             TRY(llama_read(&r, type));
         } else {
             st = error_set(err, TRIL_ERR_UNSUPPORTED,
                            "%s: the model type \"%.60s\" is not supported; tril opens gpt2, llama, "
-                           "mistral, qwen2, qwen3 and its own",
+                           "mistral, qwen2, qwen3, smollm3 and its own",
                            where, type);
             goto done;
         }

@@ -7,29 +7,92 @@
 
 #include "model/config.h"
 
-const char *model_config_type(const struct model_config *c) {
+/* What `transformers` can say of mixers: a window in some layers, no RoPE in some. */
+struct layer_kinds {
+    int64_t window;            /* of the local layers; 0: there are none */
+    bool full, local, no_rope; /* whether some layer is so */
+    const char *other;         /* else: why not */
+};
+
+static int64_t mixer_window(const struct mixer_config *m) {
+    long long window = 0;
+    int end = 0;
+    return sscanf(m->rules, "window:%lld%n", &window, &end) == 1 && !m->rules[end] ? window : 0;
+}
+
+static struct layer_kinds layer_kinds(const struct model_config *c) {
+    struct layer_kinds k = {0};
+    for (int64_t l = 0; l < c->layers; l++) {
+        const struct mixer_config *m = model_mixer(c, l);
+        int64_t window = mixer_window(m);
+        if (m->kind == MIXER_LINEAR)
+            k.other = "some layers use linear attention";
+        else if (m->softcap > 0 || m->learned_sinks)
+            k.other = "some layers cap their scores or have learned sinks";
+        else if (m->rope_theta > 0)
+            k.other = "some layers have a RoPE of their own";
+        else if ((m->rules[0] && !window) || (window && k.window && window != k.window))
+            k.other = "some layers see by rules other than one sliding window";
+        k.no_rope |= m->no_position;
+        k.local |= window > 0;
+        k.full |= window == 0;
+        k.window = window ? window : k.window;
+    }
+    return k;
+}
+
+/* Llama and its relatives differ in the biases, the qk-norm and what layers may differ in. */
+static const char *llama_type(const struct model_config *c, const struct layer_kinds *k,
+                              const char **reason) {
+    bool same = c->qkv_bias == c->attention_out_bias, none = !c->qkv_bias && !c->attention_out_bias;
+    *reason = "no type has these biases together";
+    if (c->qk_norm || (c->qkv_bias && !c->attention_out_bias && !c->ffn_bias)) {
+        if (k->no_rope)
+            *reason = "no type has layers without RoPE together with a qk-norm or these biases";
+        else if (!c->qk_norm)
+            return "qwen2";
+        else if (same && !c->ffn_bias)
+            return "qwen3";
+        return "tril";
+    }
+    if (k->no_rope || (k->local && k->full))
+        return same ? "smollm3" : "tril";
+    if (k->local || c->dim % c->heads != 0) /* Llama insists on a width that the heads divide */
+        return none && !c->ffn_bias ? "mistral" : "tril";
+    return same ? "llama" : "tril";
+}
+
+const char *model_config_type(const struct model_config *c, const char **reason) {
+    const char *unused;
+    struct layer_kinds k = layer_kinds(c);
+    reason = reason ? reason : &unused;
+    *reason = k.other;
+    if (k.other)
+        return "tril";
     bool plain_scores = c->scale_attention && !c->scale_by_layer;
-    if (c->norm == NORM_LAYERNORM && c->norm_bias && c->final_norm && !c->qk_norm &&
-        c->ffn_kind == FFN_MLP && c->position == POSITION_LEARNED && c->qkv_bias &&
-        c->attention_out_bias && c->ffn_bias && c->kv_heads == c->heads &&
-        c->heads * c->head_dim == c->dim)
+    bool gpt2 = c->norm == NORM_LAYERNORM && c->norm_bias && c->final_norm && !c->qk_norm &&
+                c->ffn_kind == FFN_MLP && c->position == POSITION_LEARNED && c->qkv_bias &&
+                c->attention_out_bias && c->ffn_bias && c->kv_heads == c->heads &&
+                c->heads * c->head_dim == c->dim;
+    if (gpt2 && !k.local)
         return "gpt2";
     /* `transformers` knows no static NTK, and takes the context as what dynamic NTK scales from. */
-    bool rope = c->position == POSITION_ROPE && c->rope_dim == c->head_dim &&
-                c->rope_scaling != ROPE_NTK &&
-                (c->rope_scaling != ROPE_DYNAMIC || c->rope_original_context == c->context) &&
-                (c->rope_scaling == ROPE_YARN || c->rope_attention_factor == 1.0f);
-    if (c->norm != NORM_RMSNORM || !c->final_norm || c->ffn_kind != FFN_GATED || !rope ||
-        !plain_scores)
-        return "tril";
-    if (c->qk_norm)
-        return c->qkv_bias == c->attention_out_bias && !c->ffn_bias ? "qwen3" : "tril";
-    if (c->qkv_bias && !c->attention_out_bias && !c->ffn_bias)
-        return "qwen2";
-    /* Llama insists on a width that the heads divide; Mistral does not, but has no biases. */
-    if (c->dim % c->heads == 0)
-        return c->qkv_bias == c->attention_out_bias ? "llama" : "tril";
-    return !c->qkv_bias && !c->attention_out_bias && !c->ffn_bias ? "mistral" : "tril";
+    if (gpt2)
+        *reason = "GPT-2 has no windows";
+    else if (c->norm != NORM_RMSNORM || c->ffn_kind != FFN_GATED || c->position != POSITION_ROPE)
+        *reason = "the norm, FFN and positions are together neither GPT-2's (LayerNorm, MLP, "
+                  "learned, all biases) nor Llama's (RMSNorm, gated, RoPE)";
+    else if (!c->final_norm || !plain_scores)
+        *reason = "the final norm or the scale of the scores is not the usual one";
+    else if (c->rope_dim != c->head_dim)
+        *reason = "RoPE turns a part of each head alone";
+    else if (c->rope_scaling == ROPE_NTK ||
+             (c->rope_scaling == ROPE_DYNAMIC && c->rope_original_context != c->context) ||
+             (c->rope_scaling != ROPE_YARN && c->rope_attention_factor != 1.0f))
+        *reason = "the RoPE scaling is none of linear, dynamic, yarn and llama3";
+    else
+        return llama_type(c, &k, reason);
+    return "tril";
 }
 
 /* The shortest decimal that reads back as the same float. */
@@ -126,20 +189,37 @@ static void shape_write(json_t *o, const struct model_config *c) {
 
 static void llama_write(json_t *o, const struct model_config *c, const char *type) {
     bool qwen3 = strcmp(type, "qwen3") == 0, qwen2 = strcmp(type, "qwen2") == 0;
+    bool smollm = strcmp(type, "smollm3") == 0, llama = strcmp(type, "llama") == 0;
+    struct layer_kinds kinds = layer_kinds(c);
     shape_write(o, c);
     json_object_set_new(o, "rms_norm_eps", json_float(c->norm_eps));
     json_object_set_new(o, "rope_theta", json_float(c->rope_theta));
     json_object_set_new(o, "rope_scaling",
                         c->rope_scaling == ROPE_PLAIN ? json_null() : rope_json(c, false));
     json_object_set_new(o, "rope_parameters", rope_json(c, true));
-    if (strcmp(type, "llama") == 0 || qwen3)
+    if (llama || qwen3 || smollm)
         json_object_set_new(o, "attention_bias", json_boolean(c->qkv_bias));
-    if (strcmp(type, "llama") == 0)
+    if (llama || smollm)
         json_object_set_new(o, "mlp_bias", json_boolean(c->ffn_bias));
-    if (strcmp(type, "mistral") == 0 || qwen2 || qwen3)
-        json_object_set_new(o, "sliding_window", json_null());
-    if (qwen2 || qwen3)
-        json_object_set_new(o, "use_sliding_window", json_false());
+    if (!llama)
+        json_object_set_new(o, "sliding_window",
+                            kinds.local ? json_integer(kinds.window) : json_null());
+    if (qwen2 || qwen3 || smollm)
+        json_object_set_new(o, "use_sliding_window", json_boolean(kinds.local));
+    if ((qwen2 || qwen3 || smollm) && kinds.local) {
+        json_t *types = json_array();
+        for (int64_t l = 0; l < c->layers; l++)
+            json_array_append_new(types,
+                                  json_string(mixer_window(model_mixer(c, l)) ? "sliding_attention"
+                                                                              : "full_attention"));
+        json_object_set_new(o, "layer_types", types);
+    }
+    if (smollm) {
+        json_t *rope = json_array();
+        for (int64_t l = 0; l < c->layers; l++)
+            json_array_append_new(rope, json_integer(!model_mixer(c, l)->no_position));
+        json_object_set_new(o, "no_rope_layers", rope);
+    }
     json_object_set_new(o, "attention_dropout", json_float(c->dropout_attention));
     /* `transformers` has no other dropout in these models, and passes over these two. */
     if (c->dropout_embedding > 0)
@@ -170,6 +250,13 @@ static void tril_write(json_t *o, const struct model_config *c) {
     json_object_set_new(o, "embd_pdrop", json_float(c->dropout_embedding));
     json_object_set_new(o, "attn_pdrop", json_float(c->dropout_attention));
     json_object_set_new(o, "resid_pdrop", json_float(c->dropout_residual));
+    if (!model_mixers_plain(c)) {
+        json_t *mixers = json_array();
+        char text[MIXER_TEXT];
+        for (int64_t l = 0; l < model_mixer_period(c); l++)
+            json_array_append_new(mixers, json_string(mixer_print(model_mixer(c, l), text)));
+        json_object_set_new(o, "mixers", mixers);
+    }
 }
 
 json_t *model_config_to_json(const struct model_config *c, enum dtype saved) {
@@ -177,8 +264,9 @@ json_t *model_config_to_json(const struct model_config *c, enum dtype saved) {
         const char *type, *architecture;
     } types[] = {{"gpt2", "GPT2LMHeadModel"},       {"llama", "LlamaForCausalLM"},
                  {"mistral", "MistralForCausalLM"}, {"qwen2", "Qwen2ForCausalLM"},
-                 {"qwen3", "Qwen3ForCausalLM"},     {"tril", "TrilForCausalLM"}};
-    const char *type = model_config_type(c);
+                 {"qwen3", "Qwen3ForCausalLM"},     {"smollm3", "SmolLM3ForCausalLM"},
+                 {"tril", "TrilForCausalLM"}};
+    const char *type = model_config_type(c, NULL);
     json_t *o = json_object(), *architectures = json_array();
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         if (strcmp(type, types[i].type) == 0)

@@ -82,17 +82,44 @@ done:
     return st;
 }
 
+/* The rotary tables of mixer i, or those of an earlier mixer with the same theta. */
+static tril_status rope_create(struct model *m, int i, struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    const struct model_config *c = &m->config;
+    struct mixer_tables *t = &m->mixers[i];
+    const int64_t count = c->context * (c->rope_dim / 2);
+    const double theta = c->mixers[i].rope_theta;
+    float *host = NULL;
+    for (int k = 0; k < i; k++) {
+        if (m->mixers[k].rope_cos && (double)c->mixers[k].rope_theta == theta) {
+            t->rope_cos = m->mixers[k].rope_cos;
+            t->rope_sin = m->mixers[k].rope_sin;
+            t->shared = true;
+            return TRIL_OK;
+        }
+    }
+    TRY(mem_alloc((void **)&host, (size_t)count * 2 * sizeof *host, "the rotary tables", err));
+    if (theta > 0)
+        model_rope_table_plain(c, theta, c->context, host, host + count);
+    else
+        model_rope_table(c, c->context, host, host + count);
+    TRY(table_upload(m, &t->rope_cos, host, count, "the rotary tables", err));
+    TRY(table_upload(m, &t->rope_sin, host + count, count, "the rotary tables", err));
+done:
+    mem_free(host);
+    return st;
+}
+
 static tril_status tables_create(struct model *m, struct tril_error *err) {
     tril_status st = TRIL_OK;
     const struct model_config *c = &m->config;
     float *host = NULL;
-    if (c->position == POSITION_ROPE) {
-        int64_t count = c->context * (c->rope_dim / 2);
-        TRY(mem_alloc((void **)&host, (size_t)count * 2 * sizeof *host, "the rotary tables", err));
-        model_rope_table(c, c->context, host, host + count);
-        TRY(table_upload(m, &m->rope_cos, host, count, "the rotary tables", err));
-        TRY(table_upload(m, &m->rope_sin, host + count, count, "the rotary tables", err));
-    } else if (c->position == POSITION_ALIBI) {
+    for (int i = 0; i < model_mixer_count(c); i++) {
+        TRY(mixer_rules(&c->mixers[i], c->heads, &m->mixers[i].rules, err));
+        if (c->position == POSITION_ROPE && !c->mixers[i].no_position)
+            TRY(rope_create(m, i, err));
+    }
+    if (c->position == POSITION_ALIBI) {
         TRY(mem_alloc((void **)&host, (size_t)c->heads * sizeof *host, "the ALiBi slopes", err));
         model_alibi_slopes(c->heads, host);
         TRY(table_upload(m, &m->slopes, host, c->heads, "the ALiBi slopes", err));
@@ -150,8 +177,13 @@ void model_free(struct model *m) {
         b->release(m->compute);
     b->release(m->master);
     b->release(m->gradient);
-    b->release(m->rope_cos);
-    b->release(m->rope_sin);
+    for (int i = 0; i < MODEL_MOST_MIXERS; i++) {
+        visible_set_free(&m->mixers[i].rules);
+        if (!m->mixers[i].shared) {
+            b->release(m->mixers[i].rope_cos);
+            b->release(m->mixers[i].rope_sin);
+        }
+    }
     b->release(m->slopes);
     ablation_free(m->ablation);
     free(m->rows);

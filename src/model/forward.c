@@ -65,12 +65,15 @@ struct qkv_views qkv_gradient_views(const struct pass *p) {
 
 struct attention_params attention_params_make(const struct pass *p, int layer) {
     const struct model_config *c = &p->m->config;
+    const struct mixer_config *mixer = model_mixer(c, layer);
+    const struct visible_set *rules = &p->m->mixers[c->layer_mixer[layer]].rules;
     double scale = c->scale_attention ? 1.0 / sqrt((double)c->head_dim) : 1.0;
     if (c->scale_by_layer)
         scale /= layer + 1;
     if (ablated(p->m, layer, OFF_SCALE))
         scale = 1;
     struct attention_params a = {.scale = (float)scale,
+                                 .softcap = mixer->softcap,
                                  .causal = true,
                                  .max_q = p->max_q,
                                  .max_kv = p->max_kv,
@@ -78,7 +81,50 @@ struct attention_params attention_params_make(const struct pass *p, int layer) {
                                  .key = p->key};
     a.key.layer = (uint32_t)layer;
     a.key.op = RANDOM_DROPOUT_ATTENTION;
+    if (mixer->rules[0]) { /* without: plainly causal, which kernels know best */
+        a.rules = rules->rules;
+        a.rule_count = rules->rule_count;
+        a.head_rule = rules->head_rule;
+    }
     return a;
+}
+
+struct attention_inputs attention_inputs_make(const struct pass *p, int layer,
+                                              const struct qkv_views *v) {
+    const struct model *m = p->m;
+    const bool alibi = m->slopes && !model_mixer(&m->config, layer)->no_position &&
+                       !ablated(m, layer, OFF_POSITION);
+    return (struct attention_inputs){
+        .q = v->q,
+        .k = v->k,
+        .v = v->v,
+        .q_offsets = p->offsets,
+        .kv_start = p->kv_start,
+        .kv_length = p->kv_length,
+        .slopes = alibi ? tensor_1d(m->slopes, model_wide(m), m->config.heads) : tensor_none(),
+        .sink = param_vector(m, PARAM_SINKS, layer),
+        .step = p->step};
+}
+
+tril_status rotate(struct pass *p, int layer, struct tensor q, struct tensor k, bool back,
+                   struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    const struct model_config *c = &p->m->config;
+    const struct mixer_tables *t = &p->m->mixers[c->layer_mixer[layer]];
+    const struct rope_params params = {0};
+    if (!t->rope_cos || ablated(p->m, layer, OFF_POSITION))
+        return TRIL_OK;
+    struct tensor cosines = tensor_2d(t->rope_cos, model_wide(p->m), c->context, c->rope_dim / 2);
+    struct tensor sines = tensor_2d(t->rope_sin, model_wide(p->m), c->context, c->rope_dim / 2);
+    if (back) {
+        TRY(rope_backward(p->ctx, q, p->positions, cosines, sines, params, err));
+        TRY(rope_backward(p->ctx, k, p->positions, cosines, sines, params, err));
+    } else {
+        TRY(rope_forward(p->ctx, q, p->positions, cosines, sines, params, err));
+        TRY(rope_forward(p->ctx, k, p->positions, cosines, sines, params, err));
+    }
+done:
+    return st;
 }
 
 struct dropout_params dropout_params_make(const struct pass *p, enum random_use use, int layer) {
@@ -139,13 +185,7 @@ static tril_status qkv_forward(struct pass *p, int l, struct tensor x, struct qk
         TRY(rmsnorm_forward(p->ctx, v->raw_k, param_vector(m, PARAM_K_NORM, l), v->k, v->k_rstd,
                             params, err));
     }
-    if (m->rope_cos && !ablated(m, l, OFF_POSITION)) {
-        enum dtype t = model_wide(m);
-        struct tensor c = tensor_2d(m->rope_cos, t, m->config.context, m->config.rope_dim / 2);
-        struct tensor s = tensor_2d(m->rope_sin, t, m->config.context, m->config.rope_dim / 2);
-        TRY(rope_forward(p->ctx, v->q, p->positions, c, s, (struct rope_params){0}, err));
-        TRY(rope_forward(p->ctx, v->k, p->positions, c, s, (struct rope_params){0}, err));
-    }
+    TRY(rotate(p, l, v->q, v->k, false, err));
     if (ablated(m, l, OFF_Q))
         TRY(ablate_q(m, v->q, err));
     hook(p, l, "attention / q", v->q);
@@ -161,16 +201,42 @@ static tril_status cache_forward(struct pass *p, int l, struct qkv_views *v,
                                  struct tril_error *err) {
     tril_status st;
     const struct kv_cache *c = p->batch->cache;
-    int64_t rows = c->slots * c->capacity;
-    size_t layer = (size_t)(rows * c->kv_heads * c->head_dim) * dtype_size(c->dtype);
     struct tensor k =
-        tensor_3d((char *)c->k + (size_t)l * layer, c->dtype, rows, c->kv_heads, c->head_dim);
+        tensor_3d(c->layer[l].k, c->dtype, c->slots * c->capacity, c->kv_heads, c->head_dim);
     struct tensor values = k;
-    values.data = (char *)c->v + (size_t)l * layer;
+    values.data = c->layer[l].v;
     TRY(cache_store(p->ctx, v->k, p->cache_rows, k, err));
     TRY(cache_store(p->ctx, v->v, p->cache_rows, values, err));
     v->k = k;
     v->v = values;
+done:
+    return st;
+}
+
+/* Linear attention: with a cache from the sequences' sums, which it brings up to date. */
+static tril_status linear_heads_forward(struct pass *p, int l, const struct qkv_views *v,
+                                        struct tensor heads, struct tril_error *err) {
+    tril_status st;
+    const struct model_config *c = &p->m->config;
+    const struct kv_cache *cache = p->batch->cache;
+    const struct linear_attention_params params = {.causal = true};
+    if (!cache)
+        return linear_attention_forward(p->ctx, v->q, v->k, v->v, p->offsets, tensor_none(), heads,
+                                        tensor_none(), params, err);
+    const int64_t K = c->kv_heads, d = c->head_dim, size = K * d * (d + 1);
+    struct tensor all = tensor_2d(cache->layer[l].sums, DT_F32, cache->slots, size);
+    struct tensor own = activation_view(p->w, A_SUMS, 0, p->S);
+    if (p->slots_adjoin) { /* the usual case: no copies */
+        own = all;
+        own.data = cache->layer[l].sums + p->batch->slots[0] * size;
+    } else {
+        TRY(gather_rows(p->ctx, all, p->slots, own, err));
+    }
+    struct tensor sums = tensor_4d(own.data, DT_F32, p->S, K, d, d + 1);
+    TRY(linear_attention_forward(p->ctx, v->q, v->k, v->v, p->offsets, sums, heads, sums, params,
+                                 err));
+    if (!p->slots_adjoin)
+        TRY(scatter_rows(p->ctx, own, p->slots, all, err));
 done:
     return st;
 }
@@ -182,23 +248,19 @@ static tril_status heads_forward(struct pass *p, int l, struct tensor x, struct 
     const struct model_config *c = &p->m->config;
     struct qkv_views v;
     struct attention_params a = attention_params_make(p, l);
-    struct tensor slopes = p->m->slopes && !ablated(p->m, l, OFF_POSITION)
-                               ? tensor_1d(p->m->slopes, model_wide(p->m), c->heads)
-                               : tensor_none();
     struct tensor lse = lse_view(p, l); /* [H, N], or absent */
     TRY(qkv_forward(p, l, x, &v, err));
+    if (model_mixer(c, l)->kind == MIXER_LINEAR) {
+        TRY(linear_heads_forward(p, l, &v, heads_view(heads, 0, c->heads, c->head_dim), err));
+        TRY(ablate_heads(p->m, l, heads, err));
+        hook(p, l, "attention / heads", heads);
+        goto done;
+    }
     if (p->batch->cache)
         TRY(cache_forward(p, l, &v, err));
     if (p->wanted == 0 && l == c->layers - 1)
         goto done; /* only the cache was to be filled */
-    struct attention_inputs in = {.q = v.q,
-                                  .k = v.k,
-                                  .v = v.v,
-                                  .q_offsets = p->offsets,
-                                  .kv_start = p->kv_start,
-                                  .kv_length = p->kv_length,
-                                  .slopes = slopes,
-                                  .step = p->step};
+    struct attention_inputs in = attention_inputs_make(p, l, &v);
     TRY(attention_forward(p->ctx, &in, heads_view(heads, 0, c->heads, c->head_dim), lse, &a, err));
     if (p->w->watch)
         TRY(p->w->watch(p->w->watch_arg, l, &in, lse, &a, err));
@@ -336,8 +398,11 @@ tril_status model_forward(struct model *m, struct workspace *w, const struct bat
     TRY(layers_forward(&p, err));
     TRY(head_logits(&p, logits, err));
     if (b->cache)
-        for (int64_t s = 0; s < p.S; s++)
-            b->cache->length[b->slots[s]] += b->offsets[s + 1] - b->offsets[s];
+        for (int64_t s = 0; s < p.S; s++) {
+            int32_t slot = b->slots[s];
+            b->cache->length[slot] += b->offsets[s + 1] - b->offsets[s];
+            b->cache->summed[slot] = b->cache->length[slot];
+        }
 done:
     return st;
 }

@@ -30,10 +30,12 @@ struct pass {
     int64_t wanted;    /* rows whose logits are wanted; 0: none (only the cache is filled) */
     bool keep;         /* a backward pass follows */
     bool overwrite;    /* which replaces the gradients */
+    bool slots_adjoin; /* the sequences' cache slots are consecutive */
     bool gather_early; /* the last layer goes on with the wanted rows alone after attention */
     struct random_key key;
     int32_t max_q, max_kv;
-    struct tensor ids, positions, offsets, kv_start, kv_length, targets, cache_rows, rows, step;
+    struct tensor ids, positions, offsets, kv_start, kv_length, targets, cache_rows, slots, rows,
+        step;
 };
 
 /* Checks a batch against the model, the workspace and the cache, and uploads its integers. `step`
@@ -70,6 +72,12 @@ struct qkv_views {
 struct qkv_views qkv_views_make(const struct pass *p, int layer);
 struct qkv_views qkv_gradient_views(const struct pass *p); /* q, k, v alone: of A_DQKV */
 struct attention_params attention_params_make(const struct pass *p, int layer);
+/* Everything that the attention of `layer` reads; k and v of the call, without a cache. */
+struct attention_inputs attention_inputs_make(const struct pass *p, int layer,
+                                              const struct qkv_views *v);
+/* Turns q and k (or, backwards, their gradients) where the layer has RoPE. */
+tril_status rotate(struct pass *p, int layer, struct tensor q, struct tensor k, bool back,
+                   struct tril_error *err);
 /* Dropout of the embeddings or of a branch; p 0: none. */
 struct dropout_params dropout_params_make(const struct pass *p, enum random_use use, int layer);
 

@@ -1,14 +1,43 @@
-/* The key/value cache: for each layer slots * capacity rows of K heads, d wide; slot s owns rows
- * s * capacity onwards. */
+/* The cache: for each layer of softmax attention slots * capacity rows of K heads, d wide, of which
+ * slot s owns rows s * capacity onwards; for each layer of linear attention a state per slot. All
+ * in one allocation of fresh pages: memory is taken as the cache fills. */
 #include <stdlib.h>
 
 #include "base/memory.h"
 #include "model/model.h"
 
+static bool has_sums(const struct model_config *c, int64_t layer) {
+    return model_mixer(c, layer)->kind == MIXER_LINEAR;
+}
+
+/* Bytes of a layer's k (and as much for v), or of its sums; each a multiple of MEMORY_ALIGN. -1:
+ * beyond any memory. */
+static int64_t layer_bytes(const struct model_config *c, int64_t layer, int64_t slots,
+                           int64_t capacity, enum dtype dtype) {
+    int64_t rows, bytes;
+    if (has_sums(c, layer)) {
+        rows = slots;
+        bytes = c->kv_heads * c->head_dim * (c->head_dim + 1) * (int64_t)sizeof(float);
+    } else {
+        if (__builtin_mul_overflow(slots, capacity, &rows))
+            return -1;
+        bytes = c->kv_heads * c->head_dim * (int64_t)dtype_size(dtype);
+    }
+    if (__builtin_mul_overflow(rows, bytes, &bytes) || bytes > INT64_MAX / 4 / MODEL_MOST_LAYERS)
+        return -1;
+    return (bytes + MEMORY_ALIGN - 1) / MEMORY_ALIGN * MEMORY_ALIGN;
+}
+
 int64_t kv_cache_bytes(const struct model_config *c, int64_t slots, int64_t capacity,
                        enum dtype dtype) {
-    return 2 * c->layers * slots * capacity * c->kv_heads * c->head_dim *
-           (int64_t)dtype_size(dtype);
+    int64_t bytes = 0;
+    for (int64_t l = 0; l < c->layers; l++) {
+        int64_t n = layer_bytes(c, l, slots, capacity, dtype);
+        if (n < 0)
+            return INT64_MAX;
+        bytes += has_sums(c, l) ? n : 2 * n;
+    }
+    return bytes;
 }
 
 tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_t slots,
@@ -20,32 +49,40 @@ tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_
         return error_set(err, TRIL_ERR_UNSUPPORTED,
                          "a key/value cache cannot hold %s; choose fp32 or bf16",
                          dtype_name(dtype));
-    int64_t rows, bytes;
-    if (slots < 1 || capacity < 1 || __builtin_mul_overflow(slots, capacity, &rows) ||
-        rows > INT32_MAX ||
-        __builtin_mul_overflow(rows, config->layers * config->kv_heads * config->head_dim,
-                               &bytes) ||
-        __builtin_mul_overflow(bytes, (int64_t)dtype_size(dtype), &bytes))
+    int64_t bytes = kv_cache_bytes(config, slots, capacity, dtype);
+    if (slots < 1 || capacity < 1 || slots > INT32_MAX / capacity || bytes == INT64_MAX)
         return error_set(err, TRIL_ERR_ARGUMENT,
                          "a key/value cache of %lld sequences of %lld tokens is not possible",
                          (long long)slots, (long long)capacity);
     struct kv_cache *c = calloc(1, sizeof *c);
     if (!c)
         return error_set(err, TRIL_ERR_MEMORY, "not enough memory for a key/value cache");
-    c->ctx = m->ctx;
-    c->dtype = dtype;
-    c->slots = slots;
-    c->capacity = capacity;
-    c->layers = config->layers;
-    c->kv_heads = config->kv_heads;
-    c->head_dim = config->head_dim;
-    TRY(mem_alloc_zero((void **)&c->length, (size_t)slots * sizeof *c->length,
-                       "the key/value cache", err));
-    TRY(mem_alloc_zero((void **)&c->busy, (size_t)slots * sizeof *c->busy, "the key/value cache",
-                       err));
-    /* Fresh pages: memory is taken as the cache fills. */
-    TRY(m->ctx->backend->alloc(&c->k, bytes, true, "the key/value cache", err));
-    TRY(m->ctx->backend->alloc(&c->v, bytes, true, "the key/value cache", err));
+    *c = (struct kv_cache){.ctx = m->ctx,
+                           .dtype = dtype,
+                           .slots = slots,
+                           .capacity = capacity,
+                           .layers = config->layers,
+                           .kv_heads = config->kv_heads,
+                           .head_dim = config->head_dim};
+    const char *what = "the key/value cache";
+    size_t count = (size_t)slots;
+    TRY(mem_alloc_zero((void **)&c->length, count * sizeof *c->length, what, err));
+    TRY(mem_alloc_zero((void **)&c->summed, count * sizeof *c->summed, what, err));
+    TRY(mem_alloc_zero((void **)&c->busy, count * sizeof *c->busy, what, err));
+    TRY(mem_alloc_zero((void **)&c->layer, (size_t)c->layers * sizeof *c->layer, what, err));
+    TRY(m->ctx->backend->alloc(&c->memory, bytes, true, what, err));
+    char *at = c->memory;
+    for (int64_t l = 0; l < c->layers; l++) {
+        int64_t n = layer_bytes(config, l, slots, capacity, dtype);
+        if (has_sums(config, l)) {
+            c->layer[l].sums = (float *)(void *)at;
+            c->sums = true;
+        } else {
+            c->layer[l].k = at;
+            c->layer[l].v = at += n;
+        }
+        at += n;
+    }
     *out = c;
     c = NULL;
 done:
@@ -56,9 +93,19 @@ done:
 void kv_cache_free(struct kv_cache *c) {
     if (!c)
         return;
-    c->ctx->backend->release(c->k);
-    c->ctx->backend->release(c->v);
+    c->ctx->backend->release(c->memory);
+    mem_free(c->layer);
     mem_free(c->length);
+    mem_free(c->summed);
     mem_free(c->busy);
     free(c);
+}
+
+int64_t kv_cache_rewind(struct kv_cache *c, int64_t slot, int64_t length) {
+    if (length > c->length[slot])
+        length = c->length[slot];
+    if (c->sums && c->summed[slot] != length)
+        length = 0;
+    c->length[slot] = (int32_t)length;
+    return length;
 }

@@ -35,7 +35,7 @@ static const struct st_tensor *tensor_find(const struct safetensors *s, const ch
 static const struct st_tensor *part_find(const struct safetensors *s, const struct param_table *t,
                                          const struct param_row *r, const struct param_part *p) {
     const struct st_tensor *found = tensor_find(s, p->name);
-    if (!found && r->role == PARAM_TOKEN_EMBEDDING && t->row_of[PARAM_HEAD] < 0)
+    if (!found && r->role == PARAM_TOKEN_EMBEDDING && !param_find(t, PARAM_HEAD, -1))
         found = safetensors_find(s, "lm_head.weight");
     return found;
 }
@@ -208,6 +208,27 @@ static tril_status model_sink(void *arg, int row, int64_t begin, int64_t count, 
     return model_row_upload(arg, row, begin, count, data, t, err);
 }
 
+/* The file's row of the same parameter as the model's row r, which has the same shape. */
+static tril_status row_of_file(const struct param_table *file, const struct param_row *r,
+                               const char *dir, const struct param_row **out,
+                               struct tril_error *err) {
+    const struct param_row *f = param_find(file, r->role, r->layer);
+    if (!f)
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "%s has no %s, which the options given with it ask for", dir,
+                         r->parts[0].name);
+    if (f->rank != r->rank || f->shape[0] != r->shape[0] || f->shape[1] != r->shape[1])
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "%s: %s is [%lld, %lld], and the options given with it would make it "
+                         "[%lld, %lld]; give none that change a parameter's shape",
+                         dir, f->parts[0].name, (long long)f->shape[0], (long long)f->shape[1],
+                         (long long)r->shape[0], (long long)r->shape[1]);
+    *out = f;
+    return TRIL_OK;
+}
+
+/* Overrides apply after the names are settled: they may change the model type, and with it names.
+ */
 tril_status model_load(struct model **out, const char *dir, const struct model_options *options,
                        struct op_context *ctx, struct tril_error *err) {
     tril_status st;
@@ -226,10 +247,18 @@ tril_status model_load(struct model **out, const char *dir, const struct model_o
     }
     TRY(safetensors_open(&s, dir, err));
     TRY(names_check(s, &table, &config, dir, err));
+    if (options->overrides)
+        TRY(model_config_override(&config, options->overrides, err));
     TRY(model_create(&m, &config, options, ctx, err));
+    if (m->table.count < table.count)
+        TRY(error_set(err, TRIL_ERR_ARGUMENT,
+                      "%s has parameters that a model with the options given with it has not; give "
+                      "none that drop parameters",
+                      dir));
     TRY(stage_create(&table, &stage, &stage_bytes, err));
-    for (int i = 0; i < table.count; i++) {
-        const struct param_row *r = &table.rows[i];
+    for (int i = 0; i < m->table.count; i++) {
+        const struct param_row *r = NULL;
+        TRY(row_of_file(&table, &m->table.rows[i], dir, &r, err));
         for (int k = 0; k < r->part_count; k++) {
             const struct st_tensor *t = part_find(s, &table, r, &r->parts[k]);
             TRY(part_read(t, r, i, &r->parts[k], stage, stage_bytes, model_sink, m, err));

@@ -27,6 +27,13 @@ struct parameter_hooks {
     tril_status (*gradient_ready)(void *arg, int layer, struct tril_error *err);
 };
 
+/* What a mixer of the configuration needs beside parameters. */
+struct mixer_tables {
+    struct visible_set rules;
+    float *rope_cos, *rope_sin; /* [context, R], or NULL: no rotation */
+    bool shared;                /* the tables are those of an earlier mixer */
+};
+
 /* Parameters in the backend's memory. Training: fp32 masters, fp32 gradients and (bf16) compute
  * copies, each one arena laid out by the table. Inference: compute copies only, each row an
  * allocation of its own, so that a linear weight can live in its packed form alone. */
@@ -36,15 +43,15 @@ struct model {
     struct op_context *ctx; /* borrowed */
     enum dtype dtype;       /* compute dtype of matrices and activations: fp32 or bf16 */
     bool training;
-    float *master;              /* [table.elements] fp32, training only */
-    float *gradient;            /* [table.elements] fp32, training only */
-    void *compute;              /* [table.elements] dtype, training only; == master when fp32 */
-    void **rows;                /* [table.count]; inference: a row's own memory (NULL: released) */
-    struct weight *weights;     /* [table.count]; .value views the compute copy (matrix rows) */
-    float **vectors;            /* [table.count]; fp32 data of the other rows */
-    bool *prepared;             /* [table.count]; the row's packings exist */
-    float *rope_cos, *rope_sin; /* [context, R] or NULL */
-    float *slopes;              /* [H] or NULL */
+    float *master;          /* [table.elements] fp32, training only */
+    float *gradient;        /* [table.elements] fp32, training only */
+    void *compute;          /* [table.elements] dtype, training only; == master when fp32 */
+    void **rows;            /* [table.count]; inference: a row's own memory (NULL: released) */
+    struct weight *weights; /* [table.count]; .value views the compute copy (matrix rows) */
+    float **vectors;        /* [table.count]; fp32 data of the other rows */
+    bool *prepared;         /* [table.count]; the row's packings exist */
+    float *slopes;          /* [H] or NULL */
+    struct mixer_tables mixers[MODEL_MOST_MIXERS];
     struct parameter_hooks hooks;
     struct ablation *ablation; /* parts that are off (ablate.h); NULL: none */
 };
@@ -60,6 +67,9 @@ int model_head_row(const struct model *m);
 struct model_options {
     enum dtype dtype;
     bool training;
+    /* model_load: applied to the file's configuration; what changes the shape of a parameter makes
+     * the file unfit. NULL: none. */
+    const struct tril_model_overrides *overrides;
 };
 /* fp32, or double in a DT_F64 model: the dtype of masters, gradients, vectors, the residual. */
 static inline enum dtype model_wide(const struct model *m) {
@@ -106,18 +116,30 @@ tril_status model_arena_read(const struct model *m, float *const *arenas,
 /* After an update of the compute copies (fp32: of the masters): rebuilds packings. */
 tril_status model_refresh(struct model *m, struct tril_error *err);
 
-/* Keys and values of past tokens: contiguous, `slots` sequences of up to `capacity` tokens. */
+/* What layers remember of past tokens, of `slots` sequences of up to `capacity` tokens: keys and
+ * values, contiguous; of linear attention, its sums. */
+struct kv_layer {
+    void *k, *v; /* [slots * capacity, K, d], or NULL */
+    float *sums; /* [slots, K, d, d + 1], or NULL */
+};
 struct kv_cache {
     struct op_context *ctx;
-    void *k, *v; /* [layers][slots * capacity, K, d] */
+    void *memory;
+    struct kv_layer *layer; /* [layers] */
     enum dtype dtype;
     int64_t slots, capacity, layers, kv_heads, head_dim;
-    int32_t *length; /* host, [slots]: tokens held; lower it to forget a sequence's end */
+    int32_t *length; /* host, [slots]: tokens held; kv_cache_rewind lowers it */
+    int32_t *summed; /* host, [slots]: tokens in the sums; -1: unknown, after a failed call */
     bool *busy;      /* host, [slots]: in the call being checked */
+    bool sums;       /* some layer has sums */
 };
 tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_t slots,
                             int64_t capacity, enum dtype dtype, struct tril_error *err);
 void kv_cache_free(struct kv_cache *c); /* NULL is fine */
+/* Forgets a slot's end: keeps at most `length` tokens, and returns how many it could keep: sums
+ * cannot be undone, so that a cache that has some starts over at 0 unless nothing is to be
+ * forgotten. */
+int64_t kv_cache_rewind(struct kv_cache *c, int64_t slot, int64_t length);
 /* Bytes that kv_cache_create would allocate in the backend's memory. */
 int64_t kv_cache_bytes(const struct model_config *c, int64_t slots, int64_t capacity,
                        enum dtype dtype);

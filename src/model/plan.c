@@ -4,6 +4,38 @@
 
 #include "model/activations.h"
 
+/* Keys that a token sees on average in a sequence of T, over the heads: T / 2 where everything past
+ * is seen; by rules, counted in rows spread over the sequence. Linear attention costs as much as d.
+ */
+static double mixer_keys(const struct model_config *c, int i, int64_t T) {
+    enum { ROWS = 64 };
+    const struct mixer_config *m = &c->mixers[i];
+    struct visible_set set = {0};
+    double seen = 0;
+    if (m->kind == MIXER_LINEAR)
+        return (double)c->head_dim;
+    if (!m->rules[0] || mixer_rules(m, c->heads, &set, NULL) != TRIL_OK) {
+        visible_set_free(&set);
+        return (double)T / 2;
+    }
+    for (int64_t h = 0; h < c->heads; h++) {
+        if (h > 0 && (!set.head_rule || set.head_rule[h] == set.head_rule[h - 1]))
+            continue; /* counted with the head before */
+        int64_t alike = 1;
+        while (h + alike < c->heads &&
+               (!set.head_rule || set.head_rule[h + alike] == set.head_rule[h]))
+            alike++;
+        const struct visible_rule *rule = &set.rules[set.head_rule ? set.head_rule[h] : 0];
+        for (int64_t r = 0; r < ROWS; r++) {
+            int64_t p = (2 * r + 1) * T / (2 * ROWS);
+            for (int64_t j = 0; j <= p; j += 64)
+                seen += (double)alike * __builtin_popcountll(visible_mask(rule, p, p, j, 64));
+        }
+    }
+    visible_set_free(&set);
+    return seen / ROWS / (double)c->heads;
+}
+
 void model_count(const struct model_config *c, int64_t T, struct model_counts *out) {
     const double L = (double)c->layers, D = (double)c->dim, V = (double)c->vocab;
     const double F = (double)c->ffn, d = (double)c->head_dim;
@@ -15,6 +47,8 @@ void model_count(const struct model_config *c, int64_t T, struct model_counts *o
     n.position = c->position == POSITION_LEARNED ? (double)c->context * D : 0;
     n.attention = L * (Q * D + D * A + (c->qkv_bias ? Q : 0) + (c->attention_out_bias ? D : 0) +
                        (c->qk_norm ? 2 * d : 0));
+    for (int64_t l = 0; l < c->layers; l++)
+        n.attention += model_mixer(c, l)->learned_sinks ? (double)c->heads : 0;
     if (ffn)
         n.ffn = L * (U * D + D * F + (c->ffn_bias ? U + D : 0));
     double norm = c->norm_bias ? 2 * D : D;
@@ -24,8 +58,12 @@ void model_count(const struct model_config *c, int64_t T, struct model_counts *o
     n.flops_attention = 2 * L * (Q * D + D * A);
     n.flops_ffn = ffn ? 2 * L * (U * D + D * F) : 0;
     n.flops_head = 2 * V * D;
-    /* Scores and their sum over values: a token sees T / 2 others on average. */
-    n.flops_scores = 2 * L * A * (double)T;
+    double keys[MODEL_MOST_MIXERS];
+    for (int i = 0; i < model_mixer_count(c); i++)
+        keys[i] = mixer_keys(c, i, T);
+    for (int64_t l = 0; l < c->layers; l++) {
+        n.flops_scores += 4 * A * keys[c->layer_mixer[l]];
+    }
     double looked_up = n.position + (c->tied ? 0 : n.embedding);
     n.train_flops_per_token = 6 * (n.total - looked_up) + 3 * n.flops_scores;
     *out = n;

@@ -47,19 +47,26 @@ static double rope_frequency(const struct model_config *c, int64_t positions, in
     }
 }
 
+double model_yarn_scale(double s, double m) {
+    return s <= 1 ? 1.0 : 0.1 * m * log(s) + 1.0;
+}
+
 struct rope_job {
     const struct model_config *c;
     int64_t positions;
+    double theta; /* > 0: this base, unscaled */
     float *cos_table, *sin_table;
 };
 
 static void rope_rows(void *arg, int64_t begin, int64_t end, int worker) {
     const struct rope_job *j = arg;
     const int64_t R = j->c->rope_dim / 2;
-    const double scale = j->c->rope_attention_factor;
+    const double scale = j->theta > 0 ? 1.0 : j->c->rope_attention_factor;
     (void)worker;
     for (int64_t i = 0; i < R; i++) {
-        double frequency = rope_frequency(j->c, j->positions, i, R), sine, cosine;
+        double frequency = j->theta > 0 ? pow(j->theta, -(double)i / (double)R)
+                                        : rope_frequency(j->c, j->positions, i, R);
+        double sine, cosine;
         for (int64_t p = begin; p < end; p++) {
             sincos((double)p * frequency, &sine, &cosine);
             j->cos_table[p * R + i] = (float)(scale * cosine);
@@ -70,7 +77,13 @@ static void rope_rows(void *arg, int64_t begin, int64_t end, int worker) {
 
 void model_rope_table(const struct model_config *c, int64_t positions, float *cos_table,
                       float *sin_table) {
-    struct rope_job job = {c, positions, cos_table, sin_table};
+    struct rope_job job = {c, positions, 0, cos_table, sin_table};
+    parallel_for(positions, 1024, rope_rows, &job);
+}
+
+void model_rope_table_plain(const struct model_config *c, double theta, int64_t positions,
+                            float *cos_table, float *sin_table) {
+    struct rope_job job = {c, positions, theta, cos_table, sin_table};
     parallel_for(positions, 1024, rope_rows, &job);
 }
 

@@ -13,7 +13,7 @@
 #define ROW_ALIGN 16
 
 /* At least as many rows as a block, and as everything outside blocks, can have. */
-#define LAYER_ROWS 16
+#define LAYER_ROWS 24
 #define OTHER_ROWS 8
 
 struct builder {
@@ -33,9 +33,7 @@ static struct param_row *row_add(struct builder *b, enum param_role role, int64_
                             .decay = m != 0,
                             .init = m ? INIT_NORMAL : INIT_ZERO,
                             .init_std = m ? b->c->init_std : 0};
-    if (b->layer <= 0)
-        b->table->row_of[role] = b->table->count;
-    b->table->count++;
+    b->table->row_of[b->layer + 1][role] = b->table->count++;
     return r;
 }
 
@@ -108,6 +106,8 @@ static void block_add(struct builder *b) {
         r->init = INIT_ONE;
         part_add(b, r, 0, c->head_dim, "self_attn.k_norm", "weight");
     }
+    if (model_mixer(c, b->layer)->learned_sinks)
+        part_add(b, row_add(b, PARAM_SINKS, c->heads, 0), 0, c->heads, "self_attn", "sinks");
     names[0] = b->gpt2 ? "attn.c_proj" : "self_attn.o_proj";
     linear_add(b, PARAM_ATTENTION_OUT, PARAM_ATTENTION_OUT_BIAS, c->attention_out_bias, q, 1,
                (int64_t[]){c->dim}, names, true);
@@ -135,12 +135,15 @@ tril_status param_table_create(struct param_table *t, const struct model_config 
     tril_status st = model_config_check(c, err);
     if (st != TRIL_OK)
         return st;
-    for (int i = 0; i < PARAM_ROLE_COUNT; i++)
-        t->row_of[i] = -1;
+    t->layers = c->layers;
     t->rows = calloc((size_t)c->layers * LAYER_ROWS + OTHER_ROWS, sizeof *t->rows);
-    if (!t->rows)
+    t->row_of = calloc((size_t)c->layers + 1, sizeof *t->row_of);
+    if (!t->rows || !t->row_of) {
+        param_table_free(t);
         return error_set(err, TRIL_ERR_MEMORY, "not enough memory for the table of parameters");
-    struct builder b = {t, c, strcmp(model_config_type(c), "gpt2") == 0, -1};
+    }
+    memset(t->row_of, 0xff, ((size_t)c->layers + 1) * sizeof *t->row_of); /* -1 */
+    struct builder b = {t, c, strcmp(model_config_type(c, NULL), "gpt2") == 0, -1};
     struct param_row *r = row_add(&b, PARAM_TOKEN_EMBEDDING, c->vocab, c->dim);
     r->linear = c->tied;
     part_add(&b, r, 0, c->vocab, b.gpt2 ? "transformer.wte" : "model.embed_tokens", "weight");
@@ -149,11 +152,8 @@ tril_status param_table_create(struct param_table *t, const struct model_config 
         part_add(&b, r, 0, c->context, b.gpt2 ? "transformer.wpe" : "model.embed_positions",
                  "weight");
     }
-    for (b.layer = 0; b.layer < c->layers; b.layer++) {
-        int before = t->count;
+    for (b.layer = 0; b.layer < c->layers; b.layer++)
         block_add(&b);
-        t->rows_per_layer = t->count - before;
-    }
     b.layer = -1;
     if (c->final_norm)
         norm_add(&b, PARAM_FINAL_NORM_GAIN, PARAM_FINAL_NORM_BIAS,
@@ -186,17 +186,13 @@ tril_status param_table_create(struct param_table *t, const struct model_config 
 
 void param_table_free(struct param_table *t) {
     free(t->rows);
+    free(t->row_of);
     *t = (struct param_table){0};
 }
 
 const struct param_row *param_find(const struct param_table *t, enum param_role role, int layer) {
-    int first = t->row_of[role];
-    if (first < 0)
-        return NULL;
-    int64_t i = first + (int64_t)(layer > 0 ? layer : 0) * t->rows_per_layer;
-    if (i >= t->count || t->rows[i].role != role || t->rows[i].layer != layer)
-        return NULL;
-    return &t->rows[i];
+    int row = layer < -1 || layer >= t->layers ? -1 : t->row_of[layer + 1][role];
+    return row < 0 ? NULL : &t->rows[row];
 }
 
 const char *param_part_of_model(const struct param_row *r) {
@@ -208,6 +204,7 @@ const char *param_part_of_model(const struct param_row *r) {
     case PARAM_QKV_BIAS:
     case PARAM_Q_NORM:
     case PARAM_K_NORM:
+    case PARAM_SINKS:
     case PARAM_ATTENTION_OUT:
     case PARAM_ATTENTION_OUT_BIAS:
         return "attention";

@@ -17,6 +17,7 @@ enum param_role {
     PARAM_QKV_BIAS, /* rows: H*d of q, then K*d of k, then K*d of v */
     PARAM_Q_NORM,
     PARAM_K_NORM,
+    PARAM_SINKS, /* a logit per head */
     PARAM_ATTENTION_OUT,
     PARAM_ATTENTION_OUT_BIAS,
     PARAM_NORM2_GAIN,
@@ -59,11 +60,11 @@ struct param_row {
 struct param_table {
     struct param_row *rows;
     int count;
-    int64_t elements;       /* all, each padded to 16 elements */
-    int64_t decay_elements; /* the first so many are decayed */
-    /* For param_find: the row of each role (in a block: that of layer 0), or -1; rows per block. */
-    int row_of[PARAM_ROLE_COUNT];
-    int rows_per_layer;
+    int64_t elements;                /* all, each padded to 16 elements */
+    int64_t decay_elements;          /* the first so many are decayed */
+    int (*row_of)[PARAM_ROLE_COUNT]; /* [layers + 1]: the row of each role, or -1; entry 0: of those
+                                      * outside blocks, entry l + 1: of layer l */
+    int64_t layers;
 };
 
 /* Names follow model_config_type(): GPT-2's, Llama's, or (for "tril") Llama's with additions. */

@@ -139,7 +139,12 @@ static tril_status check_cache(const struct pass *p, struct tril_error *err) {
         }
         c->busy[slot] = true;
         int64_t length = c->length[slot], more = b->offsets[s + 1] - b->offsets[s];
-        if (length + more > c->capacity)
+        if (c->sums && length > 0 && c->summed[slot] != length)
+            st = error_set(err, TRIL_ERR_ARGUMENT,
+                           "cache slot %d was set back to %lld tokens, but linear attention cannot "
+                           "forget: start the sequence anew",
+                           slot, (long long)length);
+        else if (length + more > c->capacity)
             st = error_set(err, TRIL_ERR_ARGUMENT,
                            "cache slot %d holds %lld of %lld tokens: %lld more do not fit; shorten "
                            "the text",
@@ -197,6 +202,26 @@ static int32_t *stage(struct pass *p, int64_t *used, int64_t count, struct tenso
     return host;
 }
 
+/* New sequences begin with sums of zero. Until the call is over, what the sums hold is unknown. */
+static tril_status sums_begin(struct pass *p, struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    const struct model_config *config = &p->m->config;
+    struct kv_cache *c = p->batch->cache;
+    const int64_t size = config->kv_heads * config->head_dim * (config->head_dim + 1);
+    p->slots_adjoin = true;
+    for (int64_t s = 0; s < p->S; s++) {
+        int32_t slot = p->batch->slots[s];
+        p->slots_adjoin &= slot == p->batch->slots[0] + s;
+        for (int64_t l = 0; l < c->layers && c->length[slot] == 0; l++)
+            if (c->layer[l].sums)
+                TRY(p->ctx->backend->fill_zero(p->ctx, c->layer[l].sums + slot * size,
+                                               size * (int64_t)sizeof(float), err));
+        c->summed[slot] = -1;
+    }
+done:
+    return st;
+}
+
 tril_status pass_begin(struct pass *p, struct model *m, struct workspace *w, const struct batch *b,
                        bool with_targets, const struct train_call *call, struct tril_error *err) {
     tril_status st;
@@ -219,6 +244,8 @@ tril_status pass_begin(struct pass *p, struct model *m, struct workspace *w, con
     int32_t *positions = stage(p, &used, p->N, &p->positions);
     int32_t *start = stage(p, &used, p->S, &p->kv_start);
     int32_t *length = stage(p, &used, p->S, &p->kv_length);
+    if (b->cache)
+        memcpy(stage(p, &used, p->S, &p->slots), b->slots, (size_t)p->S * sizeof *b->slots);
     int32_t *cache_rows = b->cache ? stage(p, &used, p->N, &p->cache_rows) : NULL;
     for (int64_t s = 0; s < p->S; s++) {
         int32_t begin = b->offsets[s], n = b->offsets[s + 1] - begin;
@@ -244,6 +271,8 @@ tril_status pass_begin(struct pass *p, struct model *m, struct workspace *w, con
         memcpy(stage(p, &used, 2, &p->step), &step, sizeof step);
         p->step = tensor_1d(p->step.data, DT_I64, 1);
     }
+    if (b->cache && b->cache->sums)
+        TRY(sums_begin(p, err));
     TRY(m->ctx->backend->upload(m->ctx, p->ids.data, w->staging, used * (int64_t)sizeof *w->staging,
                                 err));
 done:

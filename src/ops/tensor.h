@@ -27,6 +27,10 @@ static inline struct tensor tensor_2d(void *data, enum dtype t, int64_t a, int64
 static inline struct tensor tensor_3d(void *data, enum dtype t, int64_t a, int64_t b, int64_t c) {
     return (struct tensor){data, t, 3, {a, b, c, 1}, {b * c, c, 1, 1}};
 }
+static inline struct tensor tensor_4d(void *data, enum dtype t, int64_t a, int64_t b, int64_t c,
+                                      int64_t d) {
+    return (struct tensor){data, t, 4, {a, b, c, d}, {b * c * d, c * d, d, 1}};
+}
 static inline struct tensor tensor_none(void) {
     return (struct tensor){0};
 }

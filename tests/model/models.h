@@ -73,9 +73,10 @@ static inline struct model_config tiny_model3(void) {
 }
 
 /* A configuration for each choice on each axis, and mixtures. */
-#define VARIANTS 12
+#define VARIANTS 19
 static inline struct model_config variant(int i, const char **name) {
-    struct model_config c = i < 6 ? tiny_gpt2() : tiny_llama();
+    const bool gpt2 = i < 6 || i == 14 || i == 15 || i == 17;
+    struct model_config c = gpt2 ? tiny_gpt2() : tiny_llama();
     static const char *const names[VARIANTS] = {"gpt2",
                                                 "model3",
                                                 "alibi",
@@ -87,7 +88,22 @@ static inline struct model_config variant(int i, const char **name) {
                                                 "llama, tied, no ffn",
                                                 "gated gelu, biases, alibi",
                                                 "layernorm without bias, qk-norm, one kv head",
-                                                "rmsnorm, mlp, learned positions"};
+                                                "rmsnorm, mlp, learned positions",
+                                                "a window in one layer",
+                                                "linear, then capped with learned sinks",
+                                                "rules by head",
+                                                "alibi, fixed blocks, one layer without",
+                                                "two thetas, one layer without rope",
+                                                "linear, learned positions",
+                                                "qk-norm, a window"};
+    static const char *const mixers[VARIANTS] = {[12] = "window:3/causal",
+                                                 [13] = "linear/learned-sinks softcap=5",
+                                                 [14] = "0=window:2+sinks:1 1=strided:3 2=causal/"
+                                                        "dilated:2,2",
+                                                 [15] = "fixed:4,1/no-position",
+                                                 [16] = "window:4 theta=20/no-position/global:0,5",
+                                                 [17] = "linear",
+                                                 [18] = "causal/window:5"};
     *name = names[i];
     switch (i) {
     case 1:
@@ -138,8 +154,22 @@ static inline struct model_config variant(int i, const char **name) {
         c.position = POSITION_LEARNED;
         c.rope_dim = 0;
         break;
+    case 15:
+        c.position = POSITION_ALIBI;
+        break;
+    case 16:
+        c.layers = 3;
+        break;
+    case 18:
+        c.qk_norm = true;
+        break;
     default:
         break;
+    }
+    if (mixers[i]) {
+        struct tril_error err;
+        if (model_config_parse_mixers(&c, mixers[i], &err) != TRIL_OK)
+            fail_msg("%s", err.message);
     }
     return c;
 }

@@ -184,17 +184,14 @@ static void test_transformers(void **state) {
     read_golden(&c, "5", "qwen3");
     assert_true(!c.qkv_bias && c.qk_norm && c.head_dim == 8);
 
-    /* Windows shorter than the context are not supported. */
-    char path[512];
     for (int v = 4; v <= 5; v++) {
-        snprintf(path, sizeof path, "%s/config/transformers-%d/mistral-window.json",
-                 TEST_GOLDEN_DIR, v);
-        assert_int_equal(model_config_read(&c, path, &err), TRIL_ERR_UNSUPPORTED);
-        assert_non_null(strstr(err.message, "\"sliding_window\" is 16"));
-        snprintf(path, sizeof path, "%s/config/transformers-%d/qwen2-window.json", TEST_GOLDEN_DIR,
-                 v);
-        assert_int_equal(model_config_read(&c, path, &err), TRIL_ERR_UNSUPPORTED);
-        assert_non_null(strstr(err.message, "\"layer_types\" is \"sliding_attention\""));
+        const char *version = v == 4 ? "4" : "5";
+        read_golden(&c, version, "mistral-window");
+        for (int64_t l = 0; l < c.layers; l++)
+            assert_string_equal(model_mixer(&c, l)->rules, "window:16");
+        read_golden(&c, version, "qwen2-window");
+        assert_string_equal(model_mixer(&c, 0)->rules, "");
+        assert_string_equal(model_mixer(&c, c.layers - 1)->rules, "window:16");
     }
 }
 
@@ -286,8 +283,21 @@ static void test_refusals(void **state) {
         {"{" LLAMA ",\"layer_types\":[\"full_attention\",\"linear_attention\"]}",
          TRIL_ERR_UNSUPPORTED, "layer_types"},
         {"{" LLAMA ",\"layer_types\":[\"full_attention\"]}", TRIL_ERR_FORMAT, "one per layer"},
-        {"{" QWEN3 ",\"use_sliding_window\":true,\"sliding_window\":32,\"max_window_layers\":1}",
-         TRIL_ERR_UNSUPPORTED, "sliding_window"},
+        {"{" MISTRAL ",\"layer_types\":[\"full_attention\",\"sliding_attention\"],"
+         "\"sliding_window\":8}",
+         TRIL_ERR_UNSUPPORTED, "layer_types"},
+        {"{" TRIL ",\"ffn\":\"mlp\",\"position\":\"none\",\"mixers\":\"window:4\"}",
+         TRIL_ERR_FORMAT, "list of texts"},
+        {"{" TRIL ",\"ffn\":\"mlp\",\"position\":\"none\",\"mixers\":[\"widow:4\"]}",
+         TRIL_ERR_ARGUMENT, "widow"},
+        {"{" TRIL ",\"ffn\":\"mlp\",\"position\":\"none\",\"mixers\":[\"full\"]}", TRIL_ERR_FORMAT,
+         "own future"},
+        {"{" TRIL ",\"ffn\":\"mlp\",\"position\":\"none\",\"mixers\":[\"linear window:4\"]}",
+         TRIL_ERR_FORMAT, "no scores"},
+        {"{" TRIL ",\"ffn\":\"mlp\",\"position\":\"none\",\"mixers\":[\"theta=50\"]}",
+         TRIL_ERR_FORMAT, "does not rotate"},
+        {"{" TRIL ",\"ffn\":\"mlp\",\"position\":\"none\",\"mixers\":[\"softcap=-1\"]}",
+         TRIL_ERR_ARGUMENT, "above 0"},
         {"{" QWEN3 ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]}",
          TRIL_ERR_UNSUPPORTED, "layer_types"},
         {"{" MISTRAL ",\"attention_bias\":true}", TRIL_ERR_UNSUPPORTED, "attention_bias"},
@@ -470,7 +480,7 @@ static void test_every_choice(void **state) {
         c.rope_dim = c.position != POSITION_ROPE ? 0 : bits & 1 ? 6 : 4;
         if (model_config_check(&c, &err) != TRIL_OK)
             continue;
-        round_trip(&c, model_config_type(&c));
+        round_trip(&c, model_config_type(&c, NULL));
         if (bits % 7 == 0)
             table_check(&c);
         seen++;
@@ -559,7 +569,7 @@ static void test_overrides(void **state) {
     o = tril_model_overrides_none();
     o.bias = 1;
     OK(model_config_override(&c, &o, &err));
-    assert_string_equal(model_config_type(&c), "gpt2");
+    assert_string_equal(model_config_type(&c, NULL), "gpt2");
     o.bias = 0;
     o.activation = "relu";
     o.ffn_kind = "gated";
@@ -683,16 +693,16 @@ static void test_plan(void **state) {
     assert_true(n.total > 174e9 && n.total < 176e9); /* GPT-3 */
     struct memory_plan plan;
     const struct workspace_options w = {.max_tokens = 2048, .max_sequences = 1, .backward = true};
-    OK(model_memory_plan(&c, &(struct model_options){DT_BF16, true}, &w, 0, 0, backend_reference(),
-                         &plan, &err));
+    OK(model_memory_plan(&c, &(struct model_options){.dtype = DT_BF16, .training = true}, &w, 0, 0,
+                         backend_reference(), &plan, &err));
     assert_true(plan.masters >= 4 * n.total && plan.masters < 4.0001 * n.total);
     assert_true(plan.weights == plan.masters / 2 && plan.gradients == plan.masters);
     assert_true(plan.optimiser == 2 * plan.masters && plan.activations > 1e9);
     double sum = plan.weights + plan.masters + plan.gradients + plan.optimiser + plan.activations +
                  plan.packings + plan.logits + plan.cache + plan.other;
     assert_true(plan.total == sum);
-    OK(model_memory_plan(&c, &(struct model_options){DT_BF16, false}, NULL, 4, 2048,
-                         backend_reference(), &plan, &err));
+    OK(model_memory_plan(&c, &(struct model_options){.dtype = DT_BF16, .training = false}, NULL, 4,
+                         2048, backend_reference(), &plan, &err));
     assert_true(plan.masters == 0 && plan.optimiser == 0 && plan.activations == 0);
     assert_true(plan.weights >= 2 * n.total && plan.weights < 2.001 * n.total);
     assert_true(plan.cache == 4.0 * 2048 * 96 * 12288 * 2 * 2);

@@ -84,7 +84,8 @@ struct subject {
 static void subject_open(struct subject *s, const struct golden *g, const struct backend *backend,
                          enum dtype t, enum recompute recompute) {
     OK(op_context_init(&s->ctx, backend, &err));
-    OK(model_load(&s->m, g->dir, &(struct model_options){t, true}, &s->ctx, &err));
+    OK(model_load(&s->m, g->dir, &(struct model_options){.dtype = t, .training = true}, &s->ctx,
+                  &err));
     struct model_config *c = &s->m->config;
     c->dropout_embedding = c->dropout_attention = c->dropout_residual = 0;
     struct workspace_options o = {

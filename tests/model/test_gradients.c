@@ -42,7 +42,8 @@ static void check_variant(struct model_config c, const char *name) {
     struct model *m;
     struct workspace *w;
     OK(op_context_init(&ctx, backend_reference(), &err));
-    OK(model_create(&m, &c, &(struct model_options){DT_F64, true}, &ctx, &err));
+    OK(model_create(&m, &c, &(struct model_options){.dtype = DT_F64, .training = true}, &ctx,
+                    &err));
     OK(model_init(m, 1, &err));
     perturb(m);
     struct workspace_options o = {.max_tokens = 16, .max_sequences = 4, .backward = true};

@@ -21,7 +21,8 @@ static void test_initial_loss(void **state) {
     struct model_config c;
     OK(model_config_preset(&c, "model3", &err));
     OK(op_context_init(&ctx, backend_cpu(), &err));
-    OK(model_create(&m, &c, &(struct model_options){DT_F32, false}, &ctx, &err));
+    OK(model_create(&m, &c, &(struct model_options){.dtype = DT_F32, .training = false}, &ctx,
+                    &err));
     OK(model_init(m, 1, &err));
     struct workspace_options o = {.max_tokens = 40, .max_sequences = 5};
     OK(workspace_create(&w, m, &o, &err));
@@ -54,7 +55,7 @@ static double descend(struct model_config c, enum dtype t, int steps, float rate
     struct model *m;
     struct workspace *w;
     OK(op_context_init(&ctx, backend_cpu(), &err));
-    OK(model_create(&m, &c, &(struct model_options){t, true}, &ctx, &err));
+    OK(model_create(&m, &c, &(struct model_options){.dtype = t, .training = true}, &ctx, &err));
     OK(model_init(m, 2, &err));
     struct workspace_options o = {.max_tokens = 16, .max_sequences = 3, .backward = true};
     OK(workspace_create(&w, m, &o, &err));

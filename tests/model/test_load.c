@@ -14,7 +14,8 @@ static struct op_context ctx;
 
 static struct model *fresh(struct model_config c, uint64_t seed) {
     struct model *m;
-    OK(model_create(&m, &c, &(struct model_options){DT_F32, true}, &ctx, &err));
+    OK(model_create(&m, &c, &(struct model_options){.dtype = DT_F32, .training = true}, &ctx,
+                    &err));
     OK(model_init(m, seed, &err));
     /* Norms and biases too, so that nothing can be mixed up unseen. */
     for (int i = 0; i < m->table.count; i++) {
@@ -69,12 +70,15 @@ static void test_round_trips(void **state) {
         for (int t = 0; t < 3; t++) {
             const char *dir = fresh_dir("model");
             OK(model_save(m, dir, saved[t], &err));
-            OK(model_load(&back, dir, &(struct model_options){DT_F32, true}, &ctx, &err));
+            OK(model_load(&back, dir, &(struct model_options){.dtype = DT_F32, .training = true},
+                          &ctx, &err));
             parameters_equal(m, back, saved[t]);
-            assert_string_equal(model_config_type(&m->config), model_config_type(&back->config));
+            assert_string_equal(model_config_type(&m->config, NULL),
+                                model_config_type(&back->config, NULL));
             model_free(back);
             /* For inference, weights live rounded; on this backend nothing is packed away. */
-            OK(model_load(&back, dir, &(struct model_options){DT_BF16, false}, &ctx, &err));
+            OK(model_load(&back, dir, &(struct model_options){.dtype = DT_BF16, .training = false},
+                          &ctx, &err));
             if (saved[t] == DT_BF16)
                 parameters_equal(m, back, DT_BF16);
             model_free(back);
@@ -85,12 +89,13 @@ static void test_round_trips(void **state) {
 
 static void test_types(void **state) {
     (void)state;
-    static const char *const types[VARIANTS] = {"gpt2",  "tril", "tril", "tril", "tril", "tril",
-                                                "llama", "tril", "tril", "tril", "tril", "tril"};
+    static const char *const types[VARIANTS] = {
+        "gpt2", "tril", "tril",    "tril", "tril", "tril", "llama", "tril", "tril", "tril",
+        "tril", "tril", "smollm3", "tril", "tril", "tril", "tril",  "tril", "qwen3"};
     for (int v = 0; v < VARIANTS; v++) {
         const char *name;
         struct model_config c = variant(v, &name);
-        assert_string_equal(model_config_type(&c), types[v]);
+        assert_string_equal(model_config_type(&c, NULL), types[v]);
     }
 }
 
@@ -214,7 +219,8 @@ static void test_names(void **state) {
         const char *dir = fresh_dir("model");
         OK(model_save(m, dir, DT_F32, &err));
         edit_model(dir, &cases[i].edit);
-        tril_status st = model_load(&back, dir, &(struct model_options){DT_F32, true}, &ctx, &err);
+        tril_status st = model_load(
+            &back, dir, &(struct model_options){.dtype = DT_F32, .training = true}, &ctx, &err);
         if (st != cases[i].due || (st != TRIL_OK && !strstr(err.message, cases[i].words)))
             fail_msg("case %zu: %s", i, err.message);
         if (st == TRIL_OK && !cases[i].edit.from)
@@ -242,7 +248,8 @@ static void test_unaligned(void **state) {
     memcpy(longer + header + 1, data + header, size - header);
     longer[0]++; /* a multiple of 8 before, so no carry */
     OK(file_write_atomic(path, longer, size + 1, &err));
-    OK(model_load(&back, dir, &(struct model_options){DT_F32, true}, &ctx, &err));
+    OK(model_load(&back, dir, &(struct model_options){.dtype = DT_F32, .training = true}, &ctx,
+                  &err));
     parameters_equal(m, back, DT_F32);
     model_free(back);
     model_free(m);
@@ -332,7 +339,7 @@ static void test_layouts(void **state) {
 static void test_refusals(void **state) {
     (void)state;
     struct model *m = (void *)1;
-    const struct model_options o = {DT_F32, false};
+    const struct model_options o = {.dtype = DT_F32, .training = false};
     assert_int_equal(model_load(&m, test_path("nowhere"), &o, &ctx, &err), TRIL_ERR_IO);
     assert_null(m);
     const char *dir = fresh_dir("model");

@@ -35,7 +35,8 @@ struct subject {
 static void subject_open(struct subject *s, const char *dir, const struct backend *backend,
                          enum dtype t) {
     OK(op_context_init(&s->ctx, backend, &err));
-    OK(model_load(&s->m, dir, &(struct model_options){t, false}, &s->ctx, &err));
+    OK(model_load(&s->m, dir, &(struct model_options){.dtype = t, .training = false}, &s->ctx,
+                  &err));
     const struct workspace_options o = {.max_tokens = 128, .max_sequences = 3};
     OK(workspace_create(&s->w, s->m, &o, &err));
 }

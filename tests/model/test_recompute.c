@@ -21,7 +21,7 @@ static struct result run(const struct backend *backend, struct model_config c, e
     struct workspace *w;
     struct result r;
     OK(op_context_init(&ctx, backend, &err));
-    OK(model_create(&m, &c, &(struct model_options){t, true}, &ctx, &err));
+    OK(model_create(&m, &c, &(struct model_options){.dtype = t, .training = true}, &ctx, &err));
     OK(model_init(m, 5, &err));
     struct workspace_options o = {
         .max_tokens = 20, .max_sequences = 4, .backward = true, .recompute = recompute};

@@ -95,7 +95,7 @@ static void ten_steps(const char *name, const struct backend *backend, enum dtyp
     struct workspace *w;
     struct optimiser o;
     OK(op_context_init(&ctx, backend, &err));
-    OK(model_load(&m, dir, &(struct model_options){t, true}, &ctx, &err));
+    OK(model_load(&m, dir, &(struct model_options){.dtype = t, .training = true}, &ctx, &err));
     struct model_config *c = &m->config;
     c->dropout_embedding = c->dropout_attention = c->dropout_residual = 0;
     const struct workspace_options options = {

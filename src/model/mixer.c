@@ -1,0 +1,158 @@
+/* Mixers from text and to text. */
+#include "model/mixer.h"
+
+#include <ctype.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static tril_status wrong(struct tril_error *err, const char *word, int length, const char *why) {
+    return error_set(err, TRIL_ERR_ARGUMENT, "mixer: \"%.*s\" %s", length > 60 ? 60 : length, word,
+                     why);
+}
+
+/* A positive number after "name=". */
+static tril_status number_read(const char *word, int length, const char *name, float *out,
+                               struct tril_error *err) {
+    char *end;
+    double x = strtod(word + strlen(name), &end);
+    if (end != word + length || !(x > 0 && x < 1e30))
+        return wrong(err, word, length, "needs a number above 0 after the =");
+    *out = (float)x;
+    return TRIL_OK;
+}
+
+/* Appends a rule's word to m->rules. */
+static tril_status rule_add(struct mixer_config *m, const char *word, int length,
+                            struct tril_error *err) {
+    size_t used = strlen(m->rules);
+    if (used + (size_t)length + 2 > MIXER_RULES)
+        return wrong(err, word, length, "is too much: the rules of a mixer have 199 characters");
+    snprintf(m->rules + used, MIXER_RULES - used, "%s%.*s", used ? " " : "", length, word);
+    return TRIL_OK;
+}
+
+static tril_status word_read(struct mixer_config *m, const char *word, int n,
+                             struct tril_error *err) {
+#define IS(text) (n == (int)strlen(text) && strncmp(word, text, (size_t)n) == 0)
+#define BEGINS(text) (n > (int)strlen(text) && strncmp(word, text, strlen(text)) == 0)
+    if (IS("attention"))
+        m->kind = MIXER_ATTENTION;
+    else if (IS("linear"))
+        m->kind = MIXER_LINEAR;
+    else if (IS("learned-sinks"))
+        m->learned_sinks = true;
+    else if (IS("no-position"))
+        m->no_position = true;
+    else if (BEGINS("softcap="))
+        return number_read(word, n, "softcap=", &m->softcap, err);
+    else if (BEGINS("theta="))
+        return number_read(word, n, "theta=", &m->rope_theta, err);
+    else if (!IS("causal"))
+        return rule_add(m, word, n, err);
+    return TRIL_OK;
+#undef IS
+#undef BEGINS
+}
+
+tril_status mixer_parse(struct mixer_config *m, const char *text, struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    struct mixer_config n = {0};
+    struct visible_set set = {0};
+    if (strchr(text, '/'))
+        TRY(wrong(err, text, (int)strlen(text), "holds a '/', which separates mixers"));
+    for (const char *s = text; *s;) {
+        while (isspace((unsigned char)*s))
+            s++;
+        const char *end = s;
+        while (*end && !isspace((unsigned char)*end))
+            end++;
+        if (end > s)
+            TRY(word_read(&n, s, (int)(end - s), err));
+        s = end;
+    }
+    if (n.rules[0]) {
+        st = visible_parse(n.rules, &set, err);
+        if (st != TRIL_OK) {
+            error_prefix(err, "mixer \"%.60s\"", text);
+            goto done;
+        }
+    }
+    *m = n;
+done:
+    visible_set_free(&set);
+    return st;
+}
+
+/* " name=x", x as the shortest text that reads back the same. */
+static void number_print(char *text, const char *name, float x) {
+    size_t used = strlen(text);
+    for (int digits = 1; x > 0 && digits <= 9; digits++) {
+        snprintf(text + used, MIXER_TEXT - used, " %s=%.*g", name, digits, (double)x);
+        if (strtof(text + used + strlen(name) + 2, NULL) == x)
+            return;
+    }
+}
+
+char *mixer_print(const struct mixer_config *m, char *text) {
+    static const char *const kinds[] = {"", "linear"};
+    text[0] = 0;
+    if (m->kind != MIXER_ATTENTION)
+        snprintf(text, MIXER_TEXT, " %s", kinds[m->kind]);
+    else
+        snprintf(text, MIXER_TEXT, " %s", m->rules[0] ? m->rules : "causal");
+    if (m->learned_sinks)
+        strcat(text, " learned-sinks");
+    if (m->no_position)
+        strcat(text, " no-position");
+    number_print(text, "softcap", m->softcap);
+    number_print(text, "theta", m->rope_theta);
+    memmove(text, text + 1, strlen(text));
+    return text;
+}
+
+bool mixer_equal(const struct mixer_config *a, const struct mixer_config *b) {
+    return a->kind == b->kind && a->no_position == b->no_position &&
+           a->learned_sinks == b->learned_sinks && a->softcap == b->softcap &&
+           a->rope_theta == b->rope_theta && strcmp(a->rules, b->rules) == 0;
+}
+
+tril_status mixer_rules(const struct mixer_config *m, int64_t heads, struct visible_set *set,
+                        struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    if (m->rules[0])
+        TRY(visible_parse(m->rules, set, err));
+    TRY(visible_set_heads(set, heads, err));
+done:
+    return st;
+}
+
+tril_status mixer_check(const struct mixer_config *m, int64_t heads, struct tril_error *err) {
+    tril_status st;
+    struct visible_set set = {0};
+    char text[MIXER_TEXT];
+    const char *why = NULL;
+    TRY(mixer_rules(m, heads, &set, err));
+    bool future = false;
+    for (int32_t i = 0; i < set.rule_count; i++)
+        future |= !set.rules[i].causal;
+    if (m->kind != MIXER_ATTENTION && m->kind != MIXER_LINEAR)
+        why = "is of an unknown kind";
+    else if (future)
+        why = "shows tokens their own future, which a causal language model must not see";
+    else if (visible_set_wants_blocks(&set))
+        why = "needs a list of blocks, which a configuration has no place for";
+    else if (m->kind == MIXER_LINEAR && (m->rules[0] || m->softcap > 0 || m->learned_sinks))
+        why = "is linear attention: it has no scores, so no rules, softcap or sinks";
+    else if (!(m->softcap >= 0 && isfinite(m->softcap)) ||
+             (m->rope_theta != 0 && !(m->rope_theta > 1 && m->rope_theta <= 1e15f)))
+        why = "has a softcap or theta that is out of range";
+    if (why) {
+        mixer_print(m, text);
+        st = wrong(err, text, (int)strlen(text), why);
+    }
+done:
+    visible_set_free(&set);
+    return st;
+}
