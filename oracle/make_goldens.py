@@ -35,8 +35,10 @@ def make_double():
     from transformers.models.mistral import modeling_mistral
     from transformers.models.qwen2 import modeling_qwen2
     from transformers.models.qwen3 import modeling_qwen3
+    from transformers.models.smollm3 import modeling_smollm3
 
-    modules = [modeling_rope_utils, modeling_llama, modeling_mistral, modeling_qwen2, modeling_qwen3]
+    modules = [modeling_rope_utils, modeling_llama, modeling_mistral, modeling_qwen2,
+               modeling_qwen3, modeling_smollm3]
     for m in modules:
         m.torch = DoubleTorch()
         if hasattr(m, "nn"):
@@ -209,6 +211,8 @@ def tril_shapes(c):
         linear(p + "self_attn.o_proj", D, A, c["attention_out_bias"])
         if c["qk_norm"]:
             s[p + "self_attn.q_norm.weight"] = s[p + "self_attn.k_norm.weight"] = (d,)
+        if "learned-sinks" in c.get("mixers", [""])[i % len(c.get("mixers", [""]))]:
+            s[p + "self_attn.sinks"] = (c["num_attention_heads"],)
         if c["ffn"] == "none":
             continue
         norm(p + "post_attention_layernorm")
@@ -251,6 +255,20 @@ def model_goldens(root):
     transformers_golden("qwen3-tiny", T.Qwen3Config(
         vocab_size=29, max_position_embeddings=24, hidden_size=12, intermediate_size=20,
         num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8), 700, root)
+    transformers_golden("mistral-window", T.MistralConfig(
+        vocab_size=29, max_position_embeddings=24, hidden_size=12, intermediate_size=20,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, sliding_window=5),
+        800, root)
+    transformers_golden("qwen3-window", T.Qwen3Config(
+        vocab_size=29, max_position_embeddings=24, hidden_size=12, intermediate_size=20,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        use_sliding_window=True, sliding_window=4, max_window_layers=1), 900, root)
+    transformers_golden("smollm3-tiny", T.SmolLM3Config(
+        vocab_size=29, max_position_embeddings=24, hidden_size=12, intermediate_size=20,
+        num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1,
+        no_rope_layers=[1, 0, 1, 0], use_sliding_window=True, sliding_window=3,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention", "full_attention"],
+        pad_token_id=None, bos_token_id=None, eos_token_id=None), 950, root)
     tril = {
         "model3-tiny": tril_config(
             vocab_size=211, hidden_size=16, num_hidden_layers=1, num_attention_heads=1,
@@ -266,6 +284,15 @@ def model_goldens(root):
             rope_parameters=dict(rope_type="yarn", rope_theta=100.0, factor=4.0, rotary_dim=4,
                                  attention_factor=1.2, beta_fast=2.0, beta_slow=0.25,
                                  original_max_position_embeddings=8)),
+        "mixers-tiny": tril_config(
+            vocab_size=29, norm="rmsnorm", norm_bias=False, position="rope", num_hidden_layers=4,
+            num_key_value_heads=2, rope_parameters=dict(rope_type="default", rope_theta=100.0),
+            mixers=["linear", "0=window:3+sinks:1 1-2=strided:4 3=causal learned-sinks",
+                    "dilated:3,2 softcap=1.5 theta=30", "fixed:5,2 no-position"]),
+        "alibi-hybrid": tril_config(
+            vocab_size=29, num_attention_heads=6, head_dim=4, num_key_value_heads=3,
+            position="alibi", norm_bias=False, num_hidden_layers=3,
+            mixers=["chunk:6 learned-sinks", "linear", "window:8 softcap=2"]),
     }
     for i, (name, config) in enumerate(tril.items()):
         tril_golden(name, config, tril_shapes(config), 1000 + 100 * i, root)
@@ -346,6 +373,10 @@ def config_goldens(root):
         "qwen2-window": T.Qwen2Config(**small, num_key_value_heads=2, use_sliding_window=True,
                                       sliding_window=16, max_window_layers=1),
         "qwen3": T.Qwen3Config(**small, num_key_value_heads=2, head_dim=8),
+        "smollm3": T.SmolLM3Config(
+            **small, num_key_value_heads=2, use_sliding_window=True, sliding_window=16,
+            no_rope_layers=[1, 0], pad_token_id=None, bos_token_id=None, eos_token_id=None,
+            **rope(5000.0)),
     }
     for name, config in configs.items():
         with tempfile.TemporaryDirectory() as folder:

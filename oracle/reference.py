@@ -2,14 +2,54 @@
 
 An independent formulation: no fused projections, no caches, one head at a time, the mask
 materialised. Parameters go by their names in the checkpoint. Reads config.json of the types gpt2,
-llama, mistral, qwen2, qwen3 and tril.
+llama, mistral, qwen2, qwen3, smollm3 and tril.
 """
 
 import math
 
 import torch
 
+from rules import rule_mask
+
 F64 = torch.float64
+
+
+def layer_mixers(config):
+    """What windows and layers without RoPE mean, as tril's texts, one per layer."""
+    layers, window = config["num_hidden_layers"], config.get("sliding_window")
+    if config["model_type"] == "mistral":
+        types = ["sliding_attention" if window else "full_attention"] * layers
+    else:
+        types = config.get("layer_types") or ["full_attention"] * layers
+    rope = config.get("no_rope_layers") or [1] * layers
+    if config["model_type"] != "smollm3":
+        rope = [1] * layers
+    return [(f"window:{window}" if t == "sliding_attention" else "causal")
+            + ("" if r else " no-position") for t, r in zip(types, rope)]
+
+
+def mixer(c, layer):
+    """A layer's text as a dictionary: what kind, which options, and the mask of each head."""
+    m = dict(kind="attention", sinks=False, position=c["position"], softcap=0.0, theta=None, rules={})
+    for word in c["mixers"][layer % len(c["mixers"])].split():
+        name, _, value = word.partition("=")
+        if word in ("attention", "linear"):
+            m["kind"] = word
+        elif word == "learned-sinks":
+            m["sinks"] = True
+        elif word == "no-position":
+            m["position"] = "none" if c["position"] in ("rope", "alibi") else c["position"]
+        elif name == "softcap":
+            m["softcap"] = float(value)
+        elif name == "theta":
+            m["theta"] = float(value)
+        elif value:  # heads=rule
+            first, _, last = name.partition("-")
+            for h in range(int(first), int(last or first) + 1):
+                m["rules"][h] = value
+        else:
+            m["rules"] = {h: word for h in range(c["heads"])}
+    return m
 
 
 def normalise(config):
@@ -22,7 +62,8 @@ def normalise(config):
             norm="layernorm", eps=config["layer_norm_epsilon"], final_norm=True, qk_norm=False,
             ffn="mlp", act=config["activation_function"], position="learned",
             tied=config["tie_word_embeddings"], scale=config["scale_attn_weights"],
-            by_layer=config["scale_attn_by_inverse_layer_idx"], rope=None, gpt2=True)
+            by_layer=config["scale_attn_by_inverse_layer_idx"], rope=None, gpt2=True,
+            mixers=["causal"])
     rope = config.get("rope_parameters") or dict(
         config.get("rope_scaling") or {"rope_type": "default"}, rope_theta=config.get("rope_theta"))
     if t == "tril":
@@ -33,14 +74,15 @@ def normalise(config):
             ffn=config["ffn"], act=config["hidden_act"], position=config["position"],
             tied=config["tie_word_embeddings"], scale=config["scale_attn_weights"],
             by_layer=config["scale_attn_by_inverse_layer_idx"], rope=rope, gpt2=False,
-            context=config["max_position_embeddings"])
+            mixers=config.get("mixers", ["causal"]), context=config["max_position_embeddings"])
     heads = config["num_attention_heads"]
     return dict(
         layers=config["num_hidden_layers"], heads=heads, kv_heads=config["num_key_value_heads"],
         d=config.get("head_dim") or config["hidden_size"] // heads, norm="rmsnorm",
         eps=config["rms_norm_eps"], final_norm=True, qk_norm=t == "qwen3", ffn="gated",
         act=config["hidden_act"], position="rope", tied=config["tie_word_embeddings"], scale=True,
-        by_layer=False, rope=rope, gpt2=False, context=config["max_position_embeddings"])
+        by_layer=False, rope=rope, gpt2=False, mixers=layer_mixers(config),
+        context=config["max_position_embeddings"])
 
 
 def activation(name, x):
@@ -113,10 +155,13 @@ def frequencies(c, dims):
     return f, 1.0
 
 
-def rotate(c, x):
-    """x [B, T, d]: the pair (i, i + R) of the first 2R channels turns by position times frequency."""
+def rotate(c, x, theta):
+    """x [B, T, d]: the pair (i, i + R) of the first 2R channels turns by position times frequency;
+    with a theta of its own, unscaled."""
     dims = c["rope"].get("rotary_dim") or c["d"]
     f, factor = frequencies(c, dims)
+    if theta:
+        f, factor = [theta ** (-2 * i / dims) for i in range(dims // 2)], 1.0
     R = dims // 2
     angle = torch.arange(x.shape[1], dtype=F64)[:, None] * torch.tensor(f, dtype=F64)
     cos, sin = torch.cos(angle) * factor, torch.sin(angle) * factor
@@ -143,7 +188,7 @@ def attention(c, P, layer, names, x):
         q, k, v = linear(P, names["qkv"], x, True).split(H * d, -1)
     else:
         q, k, v = (linear(P, names[n], x) for n in "qkv")
-    mask = torch.full((T, T), -math.inf, dtype=F64).triu(1)
+    m = mixer(c, layer)
     position = torch.arange(T)
     distance = (position[:, None] - position[None, :]).clamp(min=0)
     out = []
@@ -153,18 +198,27 @@ def attention(c, P, layer, names, x):
         if c["qk_norm"]:
             rms = dict(c, norm="rmsnorm")
             qh, kh = norm(rms, P, names["q_norm"], qh), norm(rms, P, names["k_norm"], kh)
-        if c["position"] == "rope":
-            qh, kh = rotate(c, qh), rotate(c, kh)
+        if m["position"] == "rope":
+            qh, kh = rotate(c, qh, m["theta"]), rotate(c, kh, m["theta"])
+        if m["kind"] == "linear":
+            phi = [torch.where(x > 0, x + 1, torch.exp(x)) for x in (qh, kh)]
+            w = (phi[0] @ phi[1].transpose(-1, -2)).tril()
+            out.append(w / w.sum(-1, keepdim=True) @ vh)
+            continue
         s = qh @ kh.transpose(-1, -2)
         if c["scale"]:
             s = s / math.sqrt(d)
         if c["by_layer"]:
             s = s / (layer + 1)
-        if c["position"] == "alibi":
+        if m["softcap"]:
+            s = m["softcap"] * torch.tanh(s / m["softcap"])
+        if m["position"] == "alibi":
             s = s - slopes(H)[h] * distance
-        s = s + mask
-        e = torch.exp(s - s.amax(-1, keepdim=True))
-        out.append(e / e.sum(-1, keepdim=True) @ vh)
+        s = s.masked_fill(~rule_mask(m["rules"].get(h, "causal"), T, T), -math.inf)
+        sink = P[names["sinks"]][h] if m["sinks"] else torch.tensor(-math.inf, dtype=F64)
+        top = torch.maximum(s.amax(-1, keepdim=True), sink)
+        e = torch.exp(s - top)
+        out.append(e / (e.sum(-1, keepdim=True) + torch.exp(sink - top)) @ vh)
     return linear(P, names["o"], torch.cat(out, -1), c["gpt2"])
 
 
@@ -183,7 +237,7 @@ def forward(config, P, ids):
             names = dict(qkv=p + "attn.c_attn", o=p + "attn.c_proj")
         else:
             names = {n: p + f"self_attn.{n}_proj" for n in "qkvo"}
-            names.update(q_norm=p + "self_attn.q_norm", k_norm=p + "self_attn.k_norm")
+            names.update(sinks=p + "self_attn.sinks", q_norm=p + "self_attn.q_norm", k_norm=p + "self_attn.k_norm")
         n1, n2 = ("ln_1", "ln_2") if gpt2 else ("input_layernorm", "post_attention_layernorm")
         x = x + attention(c, P, i, names, norm(c, P, p + n1, x))
         if c["ffn"] == "none":

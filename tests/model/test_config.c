@@ -192,6 +192,11 @@ static void test_transformers(void **state) {
         read_golden(&c, version, "qwen2-window");
         assert_string_equal(model_mixer(&c, 0)->rules, "");
         assert_string_equal(model_mixer(&c, c.layers - 1)->rules, "window:16");
+        read_golden(&c, version, "smollm3"); /* its layers without RoPE are the local ones */
+        assert_true(c.rope_theta == 5000 && c.tied);
+        assert_true(!model_mixer(&c, 0)->no_position && model_mixer(&c, 1)->no_position);
+        assert_string_equal(model_mixer(&c, 0)->rules, "");
+        assert_string_equal(model_mixer(&c, 1)->rules, "window:16");
     }
 }
 
