@@ -8,6 +8,7 @@
 
 #include "cli.h"
 #include "json.h"
+#include "model_options.h"
 #include "options.h"
 #include "tril/tril.h"
 
@@ -103,6 +104,7 @@ static tril_status eval_baseline(const struct tril_eval_options *o, const struct
 int cmd_eval(int argc, char **argv) {
     struct tril_eval_options o = {.dtype = "fp32", .device = "cpu"};
     struct tril_error err = {0};
+    struct tril_model_overrides overrides = tril_model_overrides_none();
     const char *ids = NULL, *logits = NULL, *grads = NULL;
     struct option_list data = {0};
     bool json = false, baseline = false;
@@ -130,6 +132,9 @@ int cmd_eval(int argc, char **argv) {
          NULL},
         {"grads", "FILE", "write the mean next-token loss's gradient for every parameter",
          OPTION_STRING, &grads, 0, 0, NULL},
+        {.kind = OPTION_HEADING, .help = "The model, changed where its parameters stay the same"},
+        {"context", "N", "longest sequence", OPTION_INT, &overrides.context, 1, 1e8, NULL},
+        VIEW_OPTIONS(overrides),
         {.kind = OPTION_HEADING, .help = "How"},
         {"dtype", "TYPE", "arithmetic of the matrices", OPTION_CHOICE, &o.dtype, 0, 0, "fp32|bf16"},
         {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|reference"},
@@ -152,6 +157,7 @@ int cmd_eval(int argc, char **argv) {
     if (!command_begin(&command, argc, argv, &code))
         goto done;
     tril_threads_set((int)threads);
+    o.overrides = &overrides;
     o.data = data.count ? data.values[0] : NULL;
     tril_status st = TRIL_ERR_ARGUMENT;
     if (ids && o.data)

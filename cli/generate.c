@@ -6,6 +6,7 @@
 
 #include "cli.h"
 #include "json.h"
+#include "model_options.h"
 #include "options.h"
 #include "tril/tril.h"
 
@@ -48,6 +49,7 @@ static char *read_stdin(size_t *size) {
 int cmd_generate(int argc, char **argv) {
     struct tril_generate_options g = tril_generate_defaults();
     struct tril_engine_options e = {.dtype = "bf16", .device = "cpu"};
+    struct tril_model_overrides overrides = tril_model_overrides_none();
     struct tril_engine *engine = NULL;
     struct tril_generation out = {0};
     struct tril_error err = {0};
@@ -82,8 +84,11 @@ int cmd_generate(int argc, char **argv) {
          NULL},
         {"roll", NULL, "at the context's end forget the older half and go on", OPTION_FLAG, &g.roll,
          0, 0, NULL},
-        {"context", "N", "tokens held at most (default: the model's context)", OPTION_INT,
-         &e.context, 1, 1e9, NULL},
+        {"context", "N",
+         "tokens held at most (default: the model's context; more only where positions go on)",
+         OPTION_INT, &e.context, 1, 1e9, NULL},
+        {.kind = OPTION_HEADING, .help = "The model, changed where its parameters stay the same"},
+        VIEW_OPTIONS(overrides),
         {.kind = OPTION_HEADING, .help = "How"},
         {"dtype", "TYPE", "arithmetic of the matrices", OPTION_CHOICE, &e.dtype, 0, 0, "bf16|fp32"},
         {"device", "NAME", "", OPTION_CHOICE, &e.device, 0, 0, "cpu|reference"},
@@ -108,6 +113,7 @@ int cmd_generate(int argc, char **argv) {
     if (!command_begin(&command, argc, argv, &code))
         goto done;
     tril_threads_set((int)threads);
+    e.overrides = &overrides;
     g.seed = (uint64_t)seed;
     g.stop = stop.values;
     g.stop_count = stop.count;

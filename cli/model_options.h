@@ -12,32 +12,15 @@ struct model_flags {
     bool tied, untied, qk_norm, no_bias;
 };
 
-/* Rows for an option table: `o` is a struct tril_model_overrides, `f` a struct model_flags. */
-#define MODEL_OPTIONS(o, f)                                                                          \
-    {"layers", "L", "blocks", OPTION_INT, &(o).layers, 1, 1e6, NULL},                                \
-        {"heads", "H", "query heads", OPTION_INT, &(o).heads, 1, 1e6, NULL},                         \
-        {"kv-heads", "K", "key/value heads", OPTION_INT, &(o).kv_heads, 1, 1e6, NULL},               \
-        {"head-dim", "N", "width of a head", OPTION_INT, &(o).head_dim, 1, 1e6, NULL},               \
-        {"dim", "D", "width", OPTION_INT, &(o).dim, 1, 1e7, NULL},                                   \
-        {"ffn", "F", "hidden width of the FFN", OPTION_INT, &(o).ffn, 1, 1e8, NULL},                 \
-        {"context", "N", "longest sequence", OPTION_INT, &(o).context, 1, 1e8, NULL},                \
-        {"norm", "KIND", "", OPTION_CHOICE, &(o).norm, 0, 0, "layernorm|rmsnorm"},                   \
-        {"ffn-kind", "KIND", "", OPTION_CHOICE, &(o).ffn_kind, 0, 0, "none|mlp|gated"},              \
-        {"activation",    "NAME", "", OPTION_CHOICE,                                                 \
-         &(o).activation, 0,      0,  "relu|gelu|gelu-tanh|silu"},                                   \
-        {"position", "KIND", "", OPTION_CHOICE, &(o).position, 0, 0, "none|learned|rope|alibi"},     \
-        {"rope-theta", "X", "RoPE's base", OPTION_NUMBER, &(o).rope_theta, 1, 1e12, NULL},           \
-        {"rope-share",                                                                               \
-         "X",                                                                                        \
-         "share of a head's channels that rotate",                                                   \
-         OPTION_NUMBER,                                                                              \
-         &(o).rope_share,                                                                            \
-         0,                                                                                          \
-         1,                                                                                          \
+/* Rows for what changes no parameter, so that a trained model can be opened with them; `o` is a
+ * struct tril_model_overrides. */
+#define VIEW_OPTIONS(o)                                                                              \
+    {"rope-theta", "X", "RoPE's base", OPTION_NUMBER, &(o).rope_theta, 1, 1e12, NULL},               \
+        {"rope-share", "X", "part of a head that rotates (1)", OPTION_NUMBER, &(o).rope_share, 0, 1, \
          NULL},                                                                                      \
         {"rope-scaling",                                                                             \
          "KIND",                                                                                     \
-         "for contexts longer than trained",                                                         \
+         "to reach beyond the context trained for",                                                  \
          OPTION_CHOICE,                                                                              \
          &(o).rope_scaling,                                                                          \
          0,                                                                                          \
@@ -59,15 +42,26 @@ struct model_flags {
          1,                                                                                          \
          1e8,                                                                                        \
          NULL},                                                                                      \
-        {"mixers",                                                                                   \
-         "TEXT",                                                                                     \
-         "what each layer sees, a repeating pattern: window:256/causal, linear, alibi's "            \
-         "no-position, ... (docs/model.md)",                                                         \
-         OPTION_STRING,                                                                              \
-         &(o).mixers,                                                                                \
-         0,                                                                                          \
-         0,                                                                                          \
-         NULL},                                                                                      \
+    {                                                                                                \
+        "mixers", "TEXT", "what each layer sees, repeating: window:64/causal, linear",               \
+            OPTION_STRING, &(o).mixers, 0, 0, NULL                                                   \
+    }
+
+/* Rows for an option table: `o` is a struct tril_model_overrides, `f` a struct model_flags. */
+#define MODEL_OPTIONS(o, f)                                                                          \
+    {"layers", "L", "blocks", OPTION_INT, &(o).layers, 1, 1e6, NULL},                                \
+        {"heads", "H", "query heads", OPTION_INT, &(o).heads, 1, 1e6, NULL},                         \
+        {"kv-heads", "K", "key/value heads", OPTION_INT, &(o).kv_heads, 1, 1e6, NULL},               \
+        {"head-dim", "N", "width of a head", OPTION_INT, &(o).head_dim, 1, 1e6, NULL},               \
+        {"dim", "D", "width", OPTION_INT, &(o).dim, 1, 1e7, NULL},                                   \
+        {"ffn", "F", "hidden width of the FFN", OPTION_INT, &(o).ffn, 1, 1e8, NULL},                 \
+        {"context", "N", "longest sequence", OPTION_INT, &(o).context, 1, 1e8, NULL},                \
+        {"norm", "KIND", "", OPTION_CHOICE, &(o).norm, 0, 0, "layernorm|rmsnorm"},                   \
+        {"ffn-kind", "KIND", "", OPTION_CHOICE, &(o).ffn_kind, 0, 0, "none|mlp|gated"},              \
+        {"activation",    "NAME", "", OPTION_CHOICE,                                                 \
+         &(o).activation, 0,      0,  "relu|gelu|gelu-tanh|silu"},                                   \
+        {"position", "KIND", "", OPTION_CHOICE, &(o).position, 0, 0, "none|learned|rope|alibi"},     \
+        VIEW_OPTIONS(o),                                                                             \
         {"norm-eps", "X", "epsilon of the norms", OPTION_NUMBER, &(o).norm_eps, 0, 1, NULL},         \
         {"dropout", "P", "embeddings, attention, residual branches", OPTION_NUMBER, &(o).dropout, 0, \
          0.99,      NULL},                                                                           \

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "tril/config.h"
 #include "tril/error.h"
 
 #ifdef __cplusplus
@@ -18,9 +19,12 @@ struct tril_eval_options {
     const char *dtype;     /* "fp32" (NULL) | "bf16" */
     const char *device;    /* NULL: cpu */
     const char *data;      /* a text file */
-    int64_t seq;           /* window in tokens; 0: the context, at most 1024 */
-    int64_t stride;        /* tokens between windows' starts; 0: seq (no overlap) */
-    int64_t max_tokens;    /* of the text; 0: all */
+    /* Changes to the model that leave its parameters as they are: context, RoPE's scaling, mixers,
+     * ... NULL: none. */
+    const struct tril_model_overrides *overrides;
+    int64_t seq;        /* window in tokens; 0: the context, at most 1024 */
+    int64_t stride;     /* tokens between windows' starts; 0: seq (no overlap) */
+    int64_t max_tokens; /* of the text; 0: all */
 };
 
 struct tril_eval_result {

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "tril/config.h"
 #include "tril/error.h"
 
 #ifdef __cplusplus
@@ -20,7 +21,10 @@ struct tril_engine_options {
     const char *tokenizer; /* NULL: the directory's own */
     const char *dtype;     /* "bf16" | "fp32"; NULL: bf16 */
     const char *device;    /* "cpu" | "reference"; NULL: cpu */
-    int64_t context;       /* tokens a session may hold; 0: the model's context */
+    int64_t context; /* tokens a session may hold; 0: the model's context. More than that makes
+                      * the model's context longer, where positions are not learned */
+    /* As in eval.h. NULL: none. */
+    const struct tril_model_overrides *overrides;
 };
 tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_options *options,
                              struct tril_error *err);

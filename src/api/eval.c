@@ -21,7 +21,8 @@ static tril_status no_memory(struct tril_error *err) {
 static tril_status open_model(struct op_context *ctx, struct model **m,
                               const struct tril_eval_options *o, bool training,
                               struct tril_error *err) {
-    struct model_options options = {.dtype = DT_F32, .training = training};
+    struct model_options options = {
+        .dtype = DT_F32, .training = training, .overrides = o->overrides};
     tril_status st = TRIL_OK;
     if (!o->model)
         return error_set(err, TRIL_ERR_ARGUMENT, "no model is given: name its directory");

@@ -16,6 +16,9 @@ struct tril_engine {
 tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_options *o,
                              struct tril_error *err) {
     struct model_options options = {.dtype = DT_BF16};
+    struct tril_model_overrides overrides =
+        o->overrides ? *o->overrides : tril_model_overrides_none();
+    struct model_config config;
     struct tril_error tokenizer_error;
     tril_status st = TRIL_OK;
     struct tril_engine *e = calloc(1, sizeof *e);
@@ -32,6 +35,10 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
         goto done;
     }
     TRY(device_open(&e->ctx, o->device, err));
+    TRY(model_config_read(&config, o->model, err));
+    if (o->context > config.context && config.position != POSITION_LEARNED)
+        overrides.context = o->context;
+    options.overrides = &overrides;
     TRY(model_load(&e->model, o->model, &options, &e->ctx, err));
     if (o->tokenizer)
         TRY(tokenizer_load(&e->tokenizer, o->tokenizer, NULL, err));

@@ -135,6 +135,7 @@ tril_status tril_inspect_shapes(const struct tril_model_source *source, int64_t 
     TRY(source_config(source, &c, err));
     TRY(device_open(&ctx, "cpu", err));
     if (source->model) {
+        options.overrides = &source->overrides;
         TRY(model_load(&m, source->model, &options, &ctx, err));
     } else {
         TRY(model_create(&m, &c, &options, &ctx, err));

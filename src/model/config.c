@@ -208,6 +208,26 @@ done:
 
 /* Overrides. */
 
+struct tril_model_overrides tril_model_overrides_none(void) {
+    return (struct tril_model_overrides){.layers = -1,
+                                         .dim = -1,
+                                         .heads = -1,
+                                         .kv_heads = -1,
+                                         .head_dim = -1,
+                                         .ffn = -1,
+                                         .vocab = -1,
+                                         .context = -1,
+                                         .dropout = -1,
+                                         .rope_theta = -1,
+                                         .norm_eps = -1,
+                                         .rope_share = -1,
+                                         .rope_factor = -1,
+                                         .rope_original = -1,
+                                         .tied = -1,
+                                         .qk_norm = -1,
+                                         .bias = -1};
+}
+
 /* The index of `name` in `names` (NULL-terminated), or ERR_ARGUMENT listing them. */
 static tril_status choice_parse(const char *name, const char *what, const char *const *names,
                                 int *out, struct tril_error *err) {

@@ -47,6 +47,11 @@ static const struct field fields[] = {
     O(dropout, FIELD_NUMBER),
     O(rope_theta, FIELD_NUMBER),
     O(norm_eps, FIELD_NUMBER),
+    O(rope_share, FIELD_NUMBER),
+    O(rope_scaling, FIELD_STRING),
+    O(rope_factor, FIELD_NUMBER),
+    O(rope_original, FIELD_INT),
+    O(mixers, FIELD_STRING),
     O(norm, FIELD_STRING),
     O(ffn_kind, FIELD_STRING),
     O(activation, FIELD_STRING),
@@ -119,10 +124,7 @@ struct tril_train_options train_options_defaults(void) {
         .sample_tokens = 64,
         .save_dtype = "fp32",
     };
-    o.overrides.layers = o.overrides.dim = o.overrides.heads = o.overrides.kv_heads = -1;
-    o.overrides.head_dim = o.overrides.ffn = o.overrides.vocab = o.overrides.context = -1;
-    o.overrides.dropout = o.overrides.rope_theta = o.overrides.norm_eps = -1;
-    o.overrides.tied = o.overrides.qk_norm = o.overrides.bias = -1;
+    o.overrides = tril_model_overrides_none();
     return o;
 }
 

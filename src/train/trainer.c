@@ -144,6 +144,7 @@ static tril_status make_model(struct trainer *t, struct tril_error *err) {
     const char *from = t->resume_from ? t->resume_from : o->model;
     dtype_parse(o->dtype, &options.dtype);
     if (from) {
+        options.overrides = t->resume_from ? NULL : &o->overrides;
         TRY(model_load(&t->model, from, &options, t->env->ctx, err));
         if (t->tokenizer && t->model->config.vocab < (int64_t)tokenizer_vocab_size(t->tokenizer)) {
             st = error_set(err, TRIL_ERR_ARGUMENT,
@@ -151,11 +152,6 @@ static tril_status make_model(struct trainer *t, struct tril_error *err) {
                            "the tokenizer that belongs to the model",
                            from, t->model->config.vocab, tokenizer_vocab_size(t->tokenizer));
             goto done;
-        }
-        if (o->overrides.dropout >= 0) {
-            struct model_config *m = &t->model->config;
-            m->dropout_embedding = m->dropout_attention = m->dropout_residual =
-                (float)o->overrides.dropout;
         }
     } else {
         TRY(make_config(t, &config, err));

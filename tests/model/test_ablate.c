@@ -25,7 +25,8 @@ struct subject {
 static void subject_open(struct subject *s, const struct backend *b, struct model_config c,
                          enum dtype t, bool training, bool init) {
     OK(op_context_init(&s->ctx, b, &err));
-    OK(model_create(&s->m, &c, &(struct model_options){t, training}, &s->ctx, &err));
+    OK(model_create(&s->m, &c, &(struct model_options){.dtype = t, .training = training}, &s->ctx,
+                    &err));
     if (init)
         OK(model_init(s->m, 5, &err));
     struct workspace_options o = {.max_tokens = T, .max_sequences = 2};
@@ -287,7 +288,7 @@ static tril_status count_calls(void *arg, int layer, const struct attention_inpu
                                struct tril_error *e) {
     (void)e;
     int *calls = arg;
-    assert_int_equal(layer, *calls);
+    assert_true(layer >= *calls);
     assert_int_equal(in->q.shape[0], T);
     assert_int_equal(lse.shape[1], T);
     assert_true(params->scale > 0);
@@ -308,13 +309,16 @@ static void test_watching(void **state) {
             int calls = 0;
             subject_open(&s, backends[k], variant(i, &name), k == 2 ? DT_BF16 : DT_F32, false,
                          true);
+            int attentions = 0;
+            for (int64_t l = 0; l < s.m->config.layers; l++)
+                attentions += model_mixer(&s.m->config, l)->kind == MIXER_ATTENTION;
             logits_of(&s, false, before);
             OK(workspace_watch_attention(s.w, count_calls, &calls, &err));
             logits_of(&s, false, during);
-            assert_int_equal(calls, s.m->config.layers);
+            assert_int_equal(calls, attentions);
             OK(workspace_watch_attention(s.w, NULL, NULL, &err));
             logits_of(&s, false, after);
-            assert_int_equal(calls, s.m->config.layers);
+            assert_int_equal(calls, attentions);
             assert_memory_equal(before, during, sizeof before);
             assert_memory_equal(before, after, sizeof before);
             subject_close(&s);
