@@ -1,47 +1,21 @@
 /* tril eval: how well a model predicts a text; its logits and gradients for given ids. */
-#include <ctype.h>
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
+#include "input.h"
 #include "json.h"
 #include "model_options.h"
 #include "options.h"
 #include "tril/tril.h"
 
-/* "1 2 3", also with commas or brackets, as ids (free them). NULL with *err filled if it is none.
- */
-static int32_t *parse_ids(const char *text, int64_t *count, struct tril_error *err) {
-    int32_t *ids = malloc((strlen(text) / 2 + 1) * sizeof *ids);
-    *count = 0;
-    for (const char *p = text; ids && *p;) {
-        char *end;
-        if (isspace((unsigned char)*p) || *p == ',' || *p == '[' || *p == ']') {
-            p++;
-            continue;
-        }
-        errno = 0;
-        long v = strtol(p, &end, 10);
-        if (end == p || errno || v < 0 || v > INT32_MAX) {
-            err->code = TRIL_ERR_ARGUMENT;
-            snprintf(err->message, sizeof err->message, "--ids: '%.20s' is not a token id", p);
-            free(ids);
-            return NULL;
-        }
-        ids[(*count)++] = (int32_t)v;
-        p = end;
-    }
-    return ids;
-}
-
 static tril_status eval_ids(const struct tril_eval_options *o, const char *text, const char *logits,
                             const char *grads, bool json, struct tril_error *err) {
     int64_t count;
     double loss = NAN;
-    int32_t *ids = parse_ids(text, &count, err);
+    int32_t *ids = ids_parse(text, &count, err);
     if (!ids)
         return err->code ? err->code : TRIL_ERR_MEMORY;
     tril_status st = tril_eval_ids(o, ids, count, logits, grads, &loss, err);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "inspect.h"
 #include "json.h"
 #include "model_options.h"
 #include "options.h"
@@ -164,6 +165,8 @@ static tril_status show_shapes(const struct tril_model_source *source, int64_t s
 }
 
 int cmd_inspect(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "attention") == 0)
+        return cmd_inspect_attention(argc - 1, argv + 1);
     struct tril_model_source source = {.overrides = tril_model_overrides_none()};
     struct tril_memory_options m = {
         .training = true, .batch = 8, .dtype = "bf16", .recompute = "none"};
@@ -200,7 +203,9 @@ int cmd_inspect(int argc, char **argv) {
     };
     const struct command command = {
         .name = "inspect",
-        .usage = "(--model DIR | --preset NAME | --config FILE) [--params] [--memory] [--shapes]",
+        .usage =
+            "(--model DIR | --preset NAME | --config FILE) [--params] [--memory] [--shapes]\n"
+            "tril inspect attention --help: what every head looks at, as a page, picture or arrays",
         .summary = "Parameters, FLOPs, memory and shapes of a model.",
         .examples = "  tril inspect --preset gpt2\n"
                     "  tril inspect --preset gpt2 --memory --batch 4 --seq 1024 --recompute full\n"

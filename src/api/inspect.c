@@ -39,6 +39,19 @@ tril_status recompute_parse(enum recompute *out, const char *name, struct tril_e
                 : TRIL_OK;
 }
 
+void model_info_fill(struct tril_model_info *info, const struct model_config *c) {
+    *info = (struct tril_model_info){.layers = c->layers,
+                                     .dim = c->dim,
+                                     .heads = c->heads,
+                                     .kv_heads = c->kv_heads,
+                                     .head_dim = c->head_dim,
+                                     .ffn = c->ffn,
+                                     .vocab = c->vocab,
+                                     .context = c->context,
+                                     .tied = c->tied};
+    snprintf(info->type, sizeof info->type, "%s", model_config_type(c, NULL));
+}
+
 tril_status tril_inspect_params(const struct tril_model_source *source, int64_t T,
                                 struct tril_model_info *info, struct tril_counts *out,
                                 struct tril_error *err) {
@@ -48,16 +61,7 @@ tril_status tril_inspect_params(const struct tril_model_source *source, int64_t 
     if (st != TRIL_OK)
         return st;
     model_count(&c, T > 0 ? T : c.context, &n);
-    *info = (struct tril_model_info){.layers = c.layers,
-                                     .dim = c.dim,
-                                     .heads = c.heads,
-                                     .kv_heads = c.kv_heads,
-                                     .head_dim = c.head_dim,
-                                     .ffn = c.ffn,
-                                     .vocab = c.vocab,
-                                     .context = c.context,
-                                     .tied = c.tied};
-    snprintf(info->type, sizeof info->type, "%s", model_config_type(&c, NULL));
+    model_info_fill(info, &c);
     *out = (struct tril_counts){.embedding = n.embedding,
                                 .position = n.position,
                                 .attention = n.attention,

@@ -8,6 +8,8 @@
 /* The configuration that a source names, overridden and checked. */
 tril_status source_config(const struct tril_model_source *s, struct model_config *c,
                           struct tril_error *err);
+/* The public description of a configuration. */
+void model_info_fill(struct tril_model_info *info, const struct model_config *c);
 /* "none" (NULL), "selective", "full". */
 tril_status recompute_parse(enum recompute *out, const char *name, struct tril_error *err);
 

@@ -183,52 +183,131 @@ static int longest_name(const char *const *names, int64_t count, int otherwise) 
     return longest > 24 ? 24 : longest;
 }
 
-tril_status heat_map_write(const struct heat_map *h, const char *path, struct tril_error *err) {
+/* ------------------------------------------------------------------ one map on a picture */
+
+/* A map, reduced to cells and measured: where its parts stand inside the room it takes. */
+struct panel {
+    const struct heat_map *h;
     struct cells c;
-    struct svg s;
+    char note[96];
+    double size;                    /* of a cell */
+    double left, top, below;        /* around the cells */
+    double width, height;           /* of the cells */
+    double full_width, full_height; /* of all */
+};
+
+/* Cells are square: as large as `side` pixels allow, at most 48. */
+static tril_status panel_measure(struct panel *p, const struct heat_map *h, double side,
+                                 struct tril_error *err) {
+    *p = (struct panel){.h = h};
+    tril_status st = cells_make(&p->c, h, err);
+    if (st != TRIL_OK)
+        return st;
+    const struct cells *c = &p->c;
+    double fits = side / (c->rows > c->cols ? c->rows : c->cols);
+    p->size = fmin(48, fits >= 2 ? floor(fits) : side < 420 ? fits : 2);
+    if (c->block > 1)
+        snprintf(p->note, sizeof p->note, "each cell is the mean of %d \u00d7 %d", c->block,
+                 c->block);
+    p->top = (h->title ? 22 : 0) + (h->subtitle ? 18 : 0) + (p->note[0] ? 18 : 0) +
+             (h->y_label ? 20 : 0);
+    p->left = h->bare ? 0 : 6.4 * longest_name(h->row_names, h->rows, 4);
+    p->below = h->bare ? 0 : h->col_names ? 20 + 4.6 * longest_name(h->col_names, h->cols, 3) : 24;
+    p->width = c->cols * p->size;
+    p->height = c->rows * p->size;
+    p->full_width = p->left + p->width + (h->bare ? 0 : 28 + BAR_WIDTH + 36);
+    p->full_height =
+        p->top + (h->bare ? p->height : fmax(p->height, 80)) + p->below + (h->x_label ? 16 : 0);
+    return TRIL_OK;
+}
+
+/* At (x, y); `size` of its title's letters. */
+static void panel_draw(struct svg *s, const struct panel *p, double x, double y, int size) {
+    const struct heat_map *h = p->h;
+    const double left = x + p->left, top = y + p->top;
+    double line = y;
+    if (h->title)
+        svg_label(s, h->bare ? left : x, (line += 22) - 8, SVG_START, size, PLOT_INK,
+                  "font-weight='600'", h->title);
+    if (h->subtitle)
+        svg_label(s, x, (line += 18) - 8, SVG_START, 12, PLOT_FADED, "", h->subtitle);
+    if (p->note[0])
+        svg_label(s, x, (line += 18) - 8, SVG_START, 12, PLOT_FADED, "", p->note);
+    if (h->y_label)
+        svg_label(s, left, (line += 20) - 8, SVG_START, 12, PLOT_INK, "", h->y_label);
+    cells_draw(s, h, &p->c, left, top, p->size);
+    if (h->show_values && p->size >= 26 && p->c.block == 1)
+        values_draw(s, h, &p->c, left, top, p->size);
+    if (h->x_label)
+        svg_label(s, left + p->width / 2, top + p->height + p->below + 12, SVG_MIDDLE, 12, PLOT_INK,
+                  "", h->x_label);
+    if (h->bare)
+        return;
+    side_draw(s, h->row_names, h->rows, p->c.block, left, top, p->size, true);
+    side_draw(s, h->col_names, h->cols, p->c.block, left, top + p->height, p->size, false);
+    bar_draw(s, h, &p->c, left + p->width + 28, top, fmax(p->height, 80));
+}
+
+static void panel_free(struct panel *p) {
+    free(p->c.values);
+    free(p->c.levels);
+}
+
+static tril_status check_size(const struct heat_map *h, const char *path, struct tril_error *err) {
     if (h->rows < 1 || h->cols < 1)
         return error_set(err, TRIL_ERR_ARGUMENT, "%s: a heat map needs a row and a column", path);
+    return TRIL_OK;
+}
+
+tril_status heat_map_write(const struct heat_map *h, const char *path, struct tril_error *err) {
+    struct panel p = {0};
+    struct svg s;
     tril_status st;
-    TRY(cells_make(&c, h, err));
-
-    /* Cells are square: as large as 420 pixels allow, 2 to 48. */
-    int longer = c.rows > c.cols ? c.rows : c.cols;
-    double size = fmin(48, fmax(2, floor(420.0 / longer)));
-    char note[96] = "";
-    if (c.block > 1)
-        snprintf(note, sizeof note, "each cell is the mean of %d \u00d7 %d", c.block, c.block);
-    double top = 20 + (h->title ? 22 : 0) + (h->subtitle ? 18 : 0) + (note[0] ? 18 : 0) +
-                 (h->y_label ? 20 : 0);
-    double left = 24 + 6.4 * longest_name(h->row_names, h->rows, 4);
-    double below = h->col_names ? 20 + 4.6 * longest_name(h->col_names, h->cols, 3) : 24;
-    double width = c.cols * size, height = c.rows * size, bar = fmax(height, 80);
-    double need = left + width + 28 + BAR_WIDTH + 60;
-    double title = 48 + (h->title ? utf8_width(h->title) * 9.5 : 0);
-    double subtitle = 48 + (h->subtitle ? utf8_width(h->subtitle) * 6.8 : 0);
-    TRY(svg_begin(&s, (int)fmax(fmax(need, 280), fmax(title, subtitle)),
-                  (int)(top + bar + below + (h->x_label ? 24 : 8)), err));
-
-    double y = 20;
-    if (h->title)
-        svg_label(&s, 24, (y += 22) - 8, SVG_START, 17, PLOT_INK, "font-weight='600'", h->title);
-    if (h->subtitle)
-        svg_label(&s, 24, (y += 18) - 8, SVG_START, 12, PLOT_FADED, "", h->subtitle);
-    if (note[0])
-        svg_label(&s, 24, (y += 18) - 8, SVG_START, 12, PLOT_FADED, "", note);
-    if (h->y_label)
-        svg_label(&s, left, (y += 20) - 8, SVG_START, 12, PLOT_INK, "", h->y_label);
-    cells_draw(&s, h, &c, left, top, size);
-    if (h->show_values && size >= 26 && c.block == 1)
-        values_draw(&s, h, &c, left, top, size);
-    side_draw(&s, h->row_names, h->rows, c.block, left, top, size, true);
-    side_draw(&s, h->col_names, h->cols, c.block, left, top + height, size, false);
-    if (h->x_label)
-        svg_label(&s, left + width / 2, top + height + below + 12, SVG_MIDDLE, 12, PLOT_INK, "",
-                  h->x_label);
-    bar_draw(&s, h, &c, left + width + 28, top, bar);
+    TRY(check_size(h, path, err));
+    TRY(panel_measure(&p, h, 420, err));
+    double title = h->title ? utf8_width(h->title) * 9.5 : 0;
+    double subtitle = h->subtitle ? utf8_width(h->subtitle) * 6.8 : 0;
+    double width = fmax(fmax(p.full_width + 24, 232), fmax(title, subtitle));
+    TRY(svg_begin(&s, (int)width + 48, (int)p.full_height + 28, err));
+    panel_draw(&s, &p, 24, 20, 17);
     st = svg_end(&s, path, err);
 done:
-    free(c.values);
-    free(c.levels);
+    panel_free(&p);
+    return st;
+}
+
+tril_status heat_grid_write(const struct heat_grid *g, const char *path, struct tril_error *err) {
+    struct panel *p = calloc((size_t)g->count + 1, sizeof *p);
+    struct svg s;
+    double wide = 0, high = 0;
+    tril_status st = TRIL_OK;
+    if (!p)
+        return error_set(err, TRIL_ERR_MEMORY, "not enough memory for %d heat maps", g->count);
+    for (int i = 0; i < g->count; i++) {
+        TRY(check_size(&g->maps[i], path, err));
+        TRY(panel_measure(&p[i], &g->maps[i], g->side, err));
+        wide = fmax(wide, p[i].full_width);
+        high = fmax(high, p[i].full_height);
+    }
+    const int columns = g->columns < 1 ? 1 : g->columns;
+    const double gap = g->count && g->maps[0].bare ? 8 : 28;
+    const double above = 20 + (g->title ? 26 : 0) + (g->subtitle ? 20 : 0);
+    const int lines = (g->count + columns - 1) / columns;
+    double title = g->title ? utf8_width(g->title) * 9.5 : 0;
+    double subtitle = g->subtitle ? utf8_width(g->subtitle) * 6.8 : 0;
+    double width = fmax(columns * (wide + gap) - gap, fmax(title, subtitle));
+    TRY(svg_begin(&s, (int)width + 48, (int)(above + lines * (high + gap) - gap) + 24, err));
+    if (g->title)
+        svg_label(&s, 24, 36, SVG_START, 17, PLOT_INK, "font-weight='600'", g->title);
+    if (g->subtitle)
+        svg_label(&s, 24, g->title ? 58 : 34, SVG_START, 12, PLOT_FADED, "", g->subtitle);
+    for (int i = 0; i < g->count; i++)
+        panel_draw(&s, &p[i], 24 + i % columns * (wide + gap), above + i / columns * (high + gap),
+                   g->maps[0].bare ? 11 : 14);
+    st = svg_end(&s, path, err);
+done:
+    for (int i = 0; i < g->count; i++)
+        panel_free(&p[i]);
+    free(p);
     return st;
 }

@@ -17,10 +17,20 @@ struct heat_map {
     double low, high; /* the ends of the colour scale; both 0: those of the values */
     bool diverging;   /* two colours around 0 (the scale is then symmetric) */
     bool show_values; /* print the numbers into the cells, where they fit */
+    bool bare;        /* the cells alone: no names or numbers along the sides, no colour bar */
 };
 
 /* A cell that is not finite is grey. More than 256 rows or columns are drawn as means of square
  * blocks of cells, and the picture says so. */
 tril_status heat_map_write(const struct heat_map *h, const char *path, struct tril_error *err);
+
+/* Several maps on one picture, in rows of `columns`. */
+struct heat_grid {
+    const char *title, *subtitle; /* each may be NULL */
+    const struct heat_map *maps;
+    int count, columns;
+    double side; /* pixels of a map's longer side */
+};
+tril_status heat_grid_write(const struct heat_grid *g, const char *path, struct tril_error *err);
 
 #endif

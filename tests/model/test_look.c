@@ -13,7 +13,7 @@
 
 static struct tril_error err;
 
-enum { T = 13, LAYERS = 2, MOST = 4 * 12 };
+enum { T = 13, LAYERS = 3, MOST = 4 * 12 };
 
 /* The queries and keys of every layer, as the other hook shows them. */
 struct record {
@@ -46,7 +46,7 @@ struct subject {
 static void subject_open(struct subject *s, const struct backend *b, struct model_config c,
                          enum dtype t, int64_t tokens) {
     OK(op_context_init(&s->ctx, b, &err));
-    OK(model_create(&s->m, &c, &(struct model_options){t, false}, &s->ctx, &err));
+    OK(model_create(&s->m, &c, &(struct model_options){.dtype = t}, &s->ctx, &err));
     OK(model_init(s->m, 5, &err));
     struct workspace_options o = {.max_tokens = tokens, .max_sequences = 2};
     OK(workspace_create(&s->w, s->m, &o, &err));
@@ -70,6 +70,12 @@ static void check_head(const struct subject *s, const struct record *r, int l, i
     uint8_t mask[T * T];
     struct look_head *h;
     struct look_summary due = {0}, got;
+    const struct mixer_config *mixer = model_mixer(c, l);
+    struct visible_set rules = {0};
+    const float *sink = s->look->layer[l].sink;
+    assert_int_equal(sink != NULL, mixer->learned_sinks);
+    OK(mixer_rules(mixer, c->heads, &rules, &err));
+    const struct visible_rule *rule = &rules.rules[rules.head_rule ? rules.head_rule[head] : 0];
     OK(look_head_open(&h, s->look, l, head, &err));
     look_head_scores(h, 0, T, scores);
     memcpy(added, scores, sizeof added);
@@ -83,7 +89,8 @@ static void check_head(const struct subject *s, const struct record *r, int l, i
     if (c->scale_by_layer)
         scale /= l + 1;
     for (int i = 0; i < T; i++) {
-        double s_ij[T], size = 0, total = 0, sum = 0;
+        double s_ij[T], size = 0, total = sink ? exp((double)sink[head]) : 0, sum = 0;
+        bool sees[T];
         for (int j = 0; j < T; j++) {
             double x = 0;
             for (int64_t k = 0; k < d; k++) {
@@ -94,16 +101,19 @@ static void check_head(const struct subject *s, const struct record *r, int l, i
             /* d products and sums, the scale */
             double allowed = (double)(d + 2) * FLT_EPSILON * (size + 1);
             assert_true(fabs(x - (double)scores[i * T + j]) <= allowed);
-            if (c->position == POSITION_ALIBI)
+            if (mixer->softcap > 0)
+                x = (double)mixer->softcap * tanh(x / (double)mixer->softcap);
+            if (c->position == POSITION_ALIBI && !mixer->no_position)
                 x -= (double)slopes[head] * abs(i - j);
             assert_true(fabs(x - (double)added[i * T + j]) <= allowed + T * FLT_EPSILON);
-            assert_int_equal(mask[i * T + j], j <= i);
+            sees[j] = visible(rule, i, i, j);
+            assert_int_equal(mask[i * T + j], sees[j]);
             s_ij[j] = x;
-            total += j <= i ? exp(x) : 0;
+            total += sees[j] ? exp(x) : 0;
         }
-        double entropy = 0, distance = 0, largest = 0;
+        double entropy = 0, distance = 0, largest = 0, due_sum = 0;
         for (int j = 0; j < T; j++) {
-            double p = j <= i ? exp(s_ij[j]) / total : 0, w = (double)weights[i * T + j];
+            double p = sees[j] ? exp(s_ij[j]) / total : 0, w = (double)weights[i * T + j];
             /* Errors of the score and of the log-sum-exp of T of them, twice over for kernels that
              * scale by log2(e) first. */
             double relative = 2 * (double)(2 * d + T + 8) * FLT_EPSILON * (size + 1);
@@ -111,17 +121,20 @@ static void check_head(const struct subject *s, const struct record *r, int l, i
                 fail_msg("%s, %s, layer %d, head %d: weight %d, %d is %.9g, not %.9g", name,
                          s->ctx.backend->name, l, (int)head, i, j, w, p);
             sum += w;
+            due_sum += p;
             entropy -= p > 0 ? p * log(p) : 0;
             distance += p * abs(i - j);
             largest = fmax(largest, p);
         }
-        assert_true(fabs(sum - 1) <= 2 * (double)(2 * d + T + 8) * FLT_EPSILON * (size + 1));
+        assert_true(sink || fabs(due_sum - 1) < 1e-12);
+        assert_true(fabs(sum - due_sum) <= 2 * (double)(2 * d + T + 8) * FLT_EPSILON * (size + 1));
         due.entropy += entropy / T;
         due.distance += distance / T;
         due.largest += largest / T;
-        due.first += exp(s_ij[0]) / total / T;
-        due.self += exp(s_ij[i]) / total / T;
-        due.previous += i ? exp(s_ij[i - 1]) / total / T : 0;
+        due.first += sees[0] ? exp(s_ij[0]) / total / T : 0;
+        due.self += sees[i] ? exp(s_ij[i]) / total / T : 0;
+        due.previous += i && sees[i - 1] ? exp(s_ij[i - 1]) / total / T : 0;
+        due.sink += sink ? (1 - due_sum) / T : 0;
     }
     float thumb[25];
     OK(look_summarise(s->look, l, head, &got, thumb, 5, &err));
@@ -139,6 +152,7 @@ static void check_head(const struct subject *s, const struct record *r, int l, i
             assert_true(thumb[y * 5 + x] == most);
         }
     look_head_close(h);
+    visible_set_free(&rules);
 }
 
 static void test_formulas(void **state) {
@@ -161,9 +175,14 @@ static void test_formulas(void **state) {
                               .rows = &last,
                               .row_count = 1};
             OK(model_forward(s.m, s.w, &b, logits, &err));
-            for (int l = 0; l < s.m->config.layers; l++)
+            for (int l = 0; l < s.m->config.layers; l++) {
+                bool linear = model_mixer(&s.m->config, l)->kind == MIXER_LINEAR;
+                assert_int_equal(s.look->layer[l].seen, !linear);
+                if (linear)
+                    continue;
                 for (int64_t h = 0; h < s.m->config.heads; h++)
                     check_head(&s, &r, l, h, name);
+            }
             subject_close(&s);
         }
 }
