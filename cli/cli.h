@@ -8,6 +8,7 @@
     X(eval, "loss, perplexity and bits per byte of a model on a text; logits and gradients")       \
     X(generate, "continue a text")                                                                 \
     X(tokenizer, "train a tokenizer; text to ids and back")                                        \
+    X(export, "write a model in another dtype or with other settings")                             \
     X(inspect, "parameters, FLOPs, memory and shapes of a model")                                  \
     X(attention, "attention on tensors of your own, forward and backward; pictures of masks")      \
     X(bench, "measure training, prefill, decoding, attention and matrix products on this machine") \

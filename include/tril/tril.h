@@ -7,6 +7,7 @@
 #include "tril/config.h"
 #include "tril/error.h"
 #include "tril/eval.h"
+#include "tril/export.h"
 #include "tril/generate.h"
 #include "tril/inspect.h"
 #include "tril/lab.h"

@@ -219,6 +219,8 @@ static void llama_write(json_t *o, const struct model_config *c, const char *typ
         for (int64_t l = 0; l < c->layers; l++)
             json_array_append_new(rope, json_integer(!model_mixer(c, l)->no_position));
         json_object_set_new(o, "no_rope_layers", rope);
+        /* Absent, it would be an id of SmolLM3's own vocabulary. */
+        json_object_set_new(o, "pad_token_id", json_null());
     }
     json_object_set_new(o, "attention_dropout", json_float(c->dropout_attention));
     /* `transformers` has no other dropout in these models, and passes over these two. */

@@ -37,6 +37,17 @@ refuse 4 'empty' "${train[@]}" --data "$dir/empty.txt"
 # The model that was there is still whole.
 "$tril" eval --model "$dir/m" --data "$dir/text.txt" --json >/dev/null
 
+refuse 2 'own future' "${train[@]}" --data "$dir/text.txt" --mixers full
+refuse 2 'widow' "${train[@]}" --data "$dir/text.txt" --mixers widow:4
+refuse 2 'no scores' "${train[@]}" --data "$dir/text.txt" --mixers 'linear softcap=3'
+refuse 2 'mixers' "${train[@]}" --data "$dir/text.txt" --mixers causal/linear
+refuse 2 'softcap=' "${train[@]}" --data "$dir/text.txt" --mixers 'softcap=x'
+refuse 2 'learned-sinks\|sinks' "$tril" eval --model "$dir/m" --data "$dir/text.txt" --mixers learned-sinks
+refuse 2 'would be lost' "$tril" export --model "$dir/m" --out "$dir/m"
+refuse 6 'linear attention' "$tril" export --model "$dir/m" --out "$dir/e" --mixers linear
+[ ! -e "$dir/e" ]
+"$tril" export --model "$dir/m" --out "$dir/e" --mixers linear --native >/dev/null
+"$tril" export --model "$dir/m" --out "$dir/b" --dtype bf16 --mixers window:4 | grep -q 'mistral, bf16'
 refuse 2 'context' "$tril" eval --model "$dir/m" --ids "$(seq -s ' ' 1 300 | sed 's/[0-9]*/1/g')" --logits "$dir/l"
 refuse 2 '299\|300\|vocabulary\|embeddings' "$tril" eval --model "$dir/m" --ids "1 999999" --logits "$dir/l"
 refuse 2 'not a token id' "$tril" eval --model "$dir/m" --ids "1 x" --logits "$dir/l"
