@@ -210,7 +210,7 @@ const picture = (l, h, view, x0, y0, x1, y1, block) => {
       else if (view === "weights") colour = visible ? scale[Math.min(255, Math.round(255 * Math.sqrt(value)))] : hidden;
       else {
         colour = scale[Math.max(0, Math.min(255, Math.round(127.5 + 127.5 * value / range)))];
-        if (!visible) colour = between(hidden, colour, 0.28);
+        if (!visible) colour = between(hidden, colour, 0.2);
       }
       out[r * w + c] = colour;
     }
@@ -226,7 +226,7 @@ function drawMatrix() {
   const longest = Math.min(12, Math.max(...shown.map((s) => s.length)));
   const words = labelsFit(box - 30 - longest * 6.6);
   const margin = words ? 14 + longest * 6.6 : 34;
-  plot = { left: margin, top: 4, size: box - margin - 4 };
+  plot = canvas.plot = { left: margin, top: 4, size: box - margin - 4 };
   canvas.width = canvas.height = Math.round(box * ratio);
   const g = canvas.getContext("2d"), p = palette();
   g.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -383,7 +383,7 @@ function strongest(list, title, heading, value, colour) {
     const row = document.createElement("li"), word = document.createElement("span"), bar = document.createElement("i"), n = document.createElement("span");
     word.textContent = shown[i];
     word.title = `token ${i}`;
-    bar.style.width = 100 * Math.min(1, v) + "%";
+    bar.style.width = 100 * v / Math.max(rows[0][0], 0.25) + "%";
     n.textContent = number(v);
     row.append(word, bar, n);
     return row;

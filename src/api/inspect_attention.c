@@ -16,15 +16,24 @@ static tril_status no_memory(struct tril_error *err) {
 
 /* ------------------------------------------------------------------ safetensors */
 
-enum { KINDS = 5, CHUNK = 1 << 22 };
-static const char *const kinds[KINDS] = {"scores", "added", "mask", "weights", "lse"};
+enum { SCORES, ADDED, WEIGHTS, LSE, MASK, KINDS, CHUNK = 1 << 22 };
+static const char *const kinds[KINDS] = {"scores", "added", "weights", "lse", "mask"};
+
+/* The order in the file: all kinds of each layer, but the masks, whose bytes would leave what comes
+ * after them unaligned, at the end. */
+static int kind_number(int64_t i, int64_t layers) {
+    return i < MASK * layers ? (int)(i % MASK) : MASK;
+}
+static int64_t kind_layer(int64_t i, int64_t layers) {
+    return i < MASK * layers ? i / MASK : i - MASK * layers;
+}
 
 static bool adds(const struct look_layer *l) {
     return l->softcap > 0 || l->slopes || l->bias;
 }
 
 static bool kind_wanted(const struct look_layer *l, int kind) {
-    return kind != 1 || adds(l);
+    return kind != ADDED || adds(l);
 }
 
 static int64_t chosen_heads(const struct look_layer *l, const struct tril_look_options *o) {
@@ -49,7 +58,7 @@ static tril_status write_head(const struct inspected *s, struct st_writer *w, in
     struct look_head *h = NULL;
     float *values = NULL;
     tril_status st = TRIL_OK;
-    if (kind == 4)
+    if (kind == LSE)
         return st_writer_write(w, l->lse + head * l->rows, (size_t)l->rows * sizeof *l->lse, err);
     TRY(look_head_open(&h, s->look, layer, head, err));
     values = malloc((size_t)(rows * M) * sizeof *values);
@@ -58,14 +67,14 @@ static tril_status write_head(const struct inspected *s, struct st_writer *w, in
     for (int64_t at = 0; at < l->rows; at += rows) {
         int64_t n = l->rows - at < rows ? l->rows - at : rows;
         size_t bytes = (size_t)(n * M) * sizeof *values;
-        if (kind == 2) {
+        if (kind == MASK) {
             look_head_mask(h, at, n, (uint8_t *)values);
             bytes = (size_t)(n * M);
-        } else if (kind == 3) {
+        } else if (kind == WEIGHTS) {
             TRY(look_head_weights(h, at, n, values, err));
         } else {
             look_head_scores(h, at, n, values);
-            if (kind == 1)
+            if (kind == ADDED)
                 look_head_added(h, at, n, values);
         }
         TRY(st_writer_write(w, values, bytes, err));
@@ -88,20 +97,19 @@ tril_status look_write_tensors(const struct inspected *s, const struct tril_look
     if (!d || !names)
         TRY(no_memory(err));
     d[count++] = (struct st_declare){"ids", DT_I32, 1, {s->tokens}};
-    for (int64_t l = 0; l < L; l++) {
+    for (int64_t i = 0; i < KINDS * L; i++) {
+        const int64_t l = kind_layer(i, L);
+        const int k = kind_number(i, L);
         const struct look_layer *a = &s->look->layer[l];
-        if (!a->seen || (o->layer >= 0 && l != o->layer))
+        if (!a->seen || (o->layer >= 0 && l != o->layer) || !kind_wanted(a, k))
             continue;
-        for (int k = 0; k < KINDS; k++) {
-            if (!kind_wanted(a, k))
-                continue;
-            char *name = names[l * KINDS + k];
-            snprintf(name, sizeof *names, "layer.%lld.%s", (long long)l, kinds[k]);
-            const int64_t H = chosen_heads(a, o);
-            d[count++] = (struct st_declare){
-                name, k == 2 ? DT_U8 : DT_F32, k == 4 ? 2 : 3, {H, a->rows, k == 4 ? 1 : a->keys}};
-            bytes += (double)(H * a->rows) * (k == 4 ? 4 : (double)a->keys * (k == 2 ? 1 : 4));
-        }
+        const int64_t H = chosen_heads(a, o);
+        snprintf(names[i], sizeof *names, "layer.%lld.%s", (long long)l, kinds[k]);
+        d[count++] = (struct st_declare){names[i],
+                                         k == MASK ? DT_U8 : DT_F32,
+                                         k == LSE ? 2 : 3,
+                                         {H, a->rows, k == LSE ? 1 : a->keys}};
+        bytes += (double)(H * a->rows) * (k == LSE ? 4 : (double)a->keys * (k == MASK ? 1 : 4));
     }
     double room = room_at(o->out);
     if (room >= 0 && bytes > room) {
@@ -114,12 +122,13 @@ tril_status look_write_tensors(const struct inspected *s, const struct tril_look
     const char *metadata[] = {"format", "tril attention"};
     TRY(st_writer_open(&w, o->out, d, count, metadata, 1, err));
     TRY(st_writer_write(w, s->ids, (size_t)s->tokens * sizeof *s->ids, err));
-    for (int64_t l = 0; l < L; l++) {
+    for (int64_t i = 0; i < KINDS * L; i++) {
+        const int64_t l = kind_layer(i, L);
+        const int k = kind_number(i, L);
         const struct look_layer *a = &s->look->layer[l];
-        for (int k = 0; k < KINDS && a->seen; k++)
-            for (int64_t h = 0; kind_wanted(a, k) && h < a->heads; h++)
-                if (inspected_chosen(o, l, h))
-                    TRY(write_head(s, w, (int)l, h, k, err));
+        for (int64_t h = 0; a->seen && kind_wanted(a, k) && h < a->heads; h++)
+            if (inspected_chosen(o, l, h))
+                TRY(write_head(s, w, (int)l, h, k, err));
     }
     struct st_writer *finished = w;
     w = NULL;
