@@ -19,7 +19,7 @@ static struct regime regime_of(enum tril_lab_size size) {
     if (size == TRIL_LAB_QUICK)
         return (struct regime){{1, 2, 4, 0}, 3, 64, 4, 512, 64, 4, 120, 1 << 18, 3e-3};
     if (size == TRIL_LAB_FULL)
-        return (struct regime){{2, 4, 8, 12}, 4, 256, 4, 2048, 128, 6, 2000, 0, 1e-3};
+        return (struct regime){{2, 4, 8, 12}, 4, 256, 4, 2048, 128, 4, 3000, 0, 2e-3};
     /* 20 epochs of 50 to 200 million tokens: give that much text. */
     return (struct regime){{2, 4, 8, 12}, 4, 512, 8, 32000, 512, 32, 0, 0, 3e-4};
 }
@@ -50,7 +50,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
         g.steps = (int64_t)ceil(20 * (double)text.train_count / (double)(g.batch * g.seq));
     TRY(table_create(&t, columns, 11, err));
     for (int64_t i = 0; i < g.count; i++)
-        c[i] = learner_config(true, g.depths[i], g.dim, g.heads, text.vocab, g.seq);
+        c[i] = learner_config(false, g.depths[i], g.dim, g.heads, text.vocab, g.seq);
     TRY(learner_time(l->ctx, c, g.count, g.seq, g.batch, lab_choose(l, 15, 20), ms, err));
     double expected = 0;
     for (int64_t i = 0; i < g.count; i++)

@@ -323,6 +323,75 @@ done:
     return st;
 }
 
+tril_status learner_copy(const struct model *from, const struct model_config *c,
+                         struct op_context *ctx, struct model **to, struct tril_error *err) {
+    struct model_options mo = {.dtype = DT_F32, .training = true};
+    float *host = NULL;
+    tril_status st = TRIL_OK;
+    *to = NULL;
+    TRY(model_create(to, c, &mo, ctx, err));
+    TRY(model_init(*to, 1, err));
+    for (int i = 0; i < (*to)->table.count; i++) {
+        const struct param_row *r = &(*to)->table.rows[i];
+        int source = model_row(from, r->role, r->layer);
+        if (source < 0)
+            continue;
+        const struct param_row *f = &from->table.rows[source];
+        int64_t mine = r->shape[0] * (r->rank > 1 ? r->shape[1] : 1);
+        int64_t theirs = f->shape[0] * (f->rank > 1 ? f->shape[1] : 1);
+        int64_t n = mine < theirs ? mine : theirs;
+        free(host);
+        host = malloc((size_t)n * sizeof *host);
+        if (!host) {
+            st = lab_no_memory(err);
+            goto done;
+        }
+        TRY(model_row_download(from, source, 0, n, host, err));
+        TRY(model_row_upload(*to, i, 0, n, host, DT_F32, err));
+    }
+    TRY(model_refresh(*to, err));
+done:
+    free(host);
+    if (st != TRIL_OK) {
+        model_free(*to);
+        *to = NULL;
+    }
+    return st;
+}
+
+tril_status corpus_tail_loss(struct model *m, const int32_t *ids, int64_t count, int64_t past,
+                             int64_t most, int64_t scored, int64_t stride, int64_t windows,
+                             double *loss, struct tril_error *err) {
+    struct workspace_options wo = {.max_tokens = past, .max_sequences = 1};
+    struct workspace *w = NULL;
+    int32_t *targets = malloc((size_t)past * sizeof *targets), offsets[2] = {0, (int32_t)past};
+    double total = 0, part;
+    int64_t scored_all = 0, n;
+    tril_status st = TRIL_OK;
+    if (!targets)
+        return lab_no_memory(err);
+    TRY(workspace_create(&w, m, &wo, err));
+    for (int64_t k = 0; k < windows && most + k * stride + 1 <= count; k++) {
+        const int32_t *at = ids + most + k * stride - past;
+        for (int64_t i = 0; i < past; i++)
+            targets[i] = i >= past - scored ? at[i + 1] : -1;
+        struct batch b = {
+            .tokens = past, .sequences = 1, .ids = at, .targets = targets, .offsets = offsets};
+        TRY(model_loss(m, w, &b, &part, &n, NULL, err));
+        total += part;
+        scored_all += n;
+    }
+    if (scored_all == 0)
+        st = error_set(err, TRIL_ERR_ARGUMENT,
+                       "the text for validation is shorter than a window of %lld tokens",
+                       (long long)most);
+    *loss = total / (double)(scored_all ? scored_all : 1);
+done:
+    workspace_free(w);
+    free(targets);
+    return st;
+}
+
 /* ------------------------------------------------------------------ steps in turns */
 
 enum { MOST_SHAPES = 16 };

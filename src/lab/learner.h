@@ -58,6 +58,17 @@ tril_status learner_time(struct op_context *ctx, const struct model_config *conf
  * window's past. */
 tril_status corpus_loss(struct model *m, const int32_t *ids, int64_t count, int64_t seq,
                         int64_t tokens, double *loss, struct tril_error *err);
+/* The same parameters under another configuration of the same shape (position, scaling, context,
+ * mixers) in *to. Rows that only `to` has keep their initial values, as do
+ * positions beyond those of `from`. */
+tril_status learner_copy(const struct model *from, const struct model_config *c,
+                         struct op_context *ctx, struct model **to, struct tril_error *err);
+/* Mean loss of the last `scored` targets of windows of `past` tokens. The windows end at most,
+ * most + stride, ... (up to `windows` of them), whatever `past` is: the same targets with more or
+ * less before them, so that lengths can be compared. */
+tril_status corpus_tail_loss(struct model *m, const int32_t *ids, int64_t count, int64_t past,
+                             int64_t most, int64_t scored, int64_t stride, int64_t windows,
+                             double *loss, struct tril_error *err);
 /* A small Llama-like configuration (RMSNorm, gated SiLU, RoPE) or GPT-like (LayerNorm, GELU,
  * learned positions, no biases). */
 struct model_config learner_config(bool gpt, int64_t layers, int64_t dim, int64_t heads,
