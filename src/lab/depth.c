@@ -40,6 +40,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     struct model_config c[DEPTHS];
     struct learned out[DEPTHS] = {{0}};
     double depth[DEPTHS], ms[DEPTHS], perplexity[DEPTHS], memory[DEPTHS], line[DEPTHS];
+    double activations[DEPTHS];
     double *at = NULL, *smooth[DEPTHS] = {0};
     struct corpus text = {0};
     struct table *t = NULL;
@@ -82,6 +83,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
         depth[i] = (double)g.depths[i];
         perplexity[i] = exp(out[i].valid_loss);
         memory[i] = out[i].peak_bytes / 1e6;
+        activations[i] = out[i].workspace_bytes;
         smooth[i] = out[i].losses;
         curve_smooth(smooth[i], g.steps, 0.98, smooth[i]);
         snprintf(labels[i], sizeof labels[i], "%lld layers", (long long)g.depths[i]);
@@ -155,6 +157,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
               "%.0f + %.1f L MB, r^2 = %.4f", grows.a, grows.b, grows.r2);
     lab_value(l, "time_r2", fit.r2);
     lab_value(l, "memory_r2", grows.r2);
+    lab_value(l, "activations_r2", lab_fit(depth, activations, g.count).r2);
     lab_value(l, "falls", falls);
     lab_value(l, "perplexity_first", perplexity[0]);
     lab_value(l, "perplexity_last", perplexity[last]);

@@ -53,8 +53,9 @@ static void test_depth(void **state) {
     assert_true(lab_number(r, "perplexity_last") < lab_number(r, "perplexity_first"));
     assert_true(lab_number(r, "perplexity_first") < lab_number(r, "vocab") / 10);
     assert_between(r, "time_r2", 0.8, 1);
+    assert_between(r, "activations_r2", 0.999, 1);
 #ifndef __SANITIZE_ADDRESS__
-    assert_between(r, "memory_r2", 0.8, 1);
+    assert_between(r, "memory_r2", 0.5, 1); /* a few MB, in pages and arenas */
 #endif
     json_decref(r);
 }
