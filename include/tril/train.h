@@ -21,7 +21,7 @@ struct tril_train_options {
     const char *valid;     /* NULL: the last valid_fraction of the data */
     double valid_fraction; /* 0.1 */
     const char *marker;    /* line that separates documents; NULL: the end-of-text string */
-    const char *order;     /* "shuffled" | "sequential" */
+    const char *order;     /* "shuffled" | "sequential" | "streams" */
     bool mask_documents;   /* documents in one row do not see each other */
     const char *cache;     /* where token shards are kept; NULL: the user's cache directory */
 

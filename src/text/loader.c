@@ -24,6 +24,11 @@ static uint64_t feistel(uint64_t x, unsigned half, const struct loader *l, uint6
     return left << half | right;
 }
 
+/* Rows that a batch has over all ranks: the streams. */
+static uint64_t all_rows(const struct loader *l) {
+    return (uint64_t)l->options.batch * (uint64_t)(l->options.ranks > 1 ? l->options.ranks : 1);
+}
+
 /* The window that an epoch gives at `index`. */
 static uint64_t window_at(const struct loader *l, uint64_t epoch, uint64_t index) {
     unsigned half = 1;
@@ -51,6 +56,8 @@ static void enter_epoch(struct loader *l) {
         l->jitter = random_below(&key, 0, room < seq ? room : seq);
     }
     l->windows = (l->tokens - 1 - l->jitter) / seq;
+    if (l->options.order == LOADER_STREAMS)
+        l->windows = (l->tokens - 1) / all_rows(l) / seq * all_rows(l);
 }
 
 tril_status loader_open(struct loader *l, const struct dataset *d,
@@ -69,6 +76,17 @@ tril_status loader_open(struct loader *l, const struct dataset *d,
                          options->split == DATASET_TRAIN ? "training" : "validation",
                          (unsigned long long)l->tokens, options->seq + 1, options->seq);
     enter_epoch(l);
+    if (options->order == LOADER_STREAMS && options->mask_documents)
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "rows that continue from batch to batch and documents that are kept apart "
+                         "exclude each other: choose another --order, or no --mask-documents");
+    if (l->windows == 0)
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "the %s text has %llu tokens: too few for %llu streams of at least %d; "
+                         "give more text, a smaller --batch or a smaller --seq",
+                         options->split == DATASET_TRAIN ? "training" : "validation",
+                         (unsigned long long)l->tokens, (unsigned long long)all_rows(l),
+                         options->seq);
     return TRIL_OK;
 }
 
@@ -97,6 +115,10 @@ static uint64_t next_window(struct loader *l) {
         l->position.epoch++;
         l->position.index = 0;
         enter_epoch(l);
+    }
+    if (l->options.order == LOADER_STREAMS) {
+        uint64_t i = l->position.index++, rows = all_rows(l);
+        return i % rows * ((l->tokens - 1) / rows) + i / rows * (uint64_t)l->options.seq;
     }
     uint64_t w = window_at(l, l->position.epoch, l->position.index++);
     return l->jitter + w * (uint64_t)l->options.seq;
@@ -137,6 +159,8 @@ static void fill_row(const struct loader *l, struct loader_batch *b, uint64_t st
 void loader_next(struct loader *l, struct loader_batch *b) {
     int rows = l->options.batch, ranks = l->options.ranks > 1 ? l->options.ranks : 1;
     b->sequences = 0;
+    b->begins = l->options.order == LOADER_STREAMS &&
+                (l->position.index == 0 || l->position.index >= l->windows);
     for (int r = 0; r < ranks * rows; r++) {
         uint64_t start = next_window(l);
         if (ranks == 1 || r / rows == l->options.rank)

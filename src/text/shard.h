@@ -56,16 +56,20 @@ void dataset_read(const struct dataset *d, enum dataset_split split, uint64_t st
                   int32_t *out);
 
 enum loader_order {
-    LOADER_SHUFFLED,  /* each epoch visits every window once, in an order drawn from (seed, epoch);
-                       * the  windows of epoch e > 0 start 0 to T-1 tokens later, drawn likewise */
-    LOADER_SEQUENTIAL /* window after window; no randomness */
+    LOADER_SHUFFLED,   /* each epoch visits every window once, in an order drawn from (seed, epoch);
+                        * the  windows of epoch e > 0 start 0 to T-1 tokens later, drawn likewise */
+    LOADER_SEQUENTIAL, /* window after window; no randomness */
+    LOADER_STREAMS /* every row of the batch reads a part of the text of its own, from its beginning
+                    * to its end: a row goes on where it stopped in the batch before */
 };
 
 /* Windows. A split of n tokens x has W = floor((n - 1 - j) / T) windows (j: the epoch's jitter, 0
  * in sequential order); window w has inputs x[j + wT .. j + wT + T - 1] and targets one later. Rows
  * are numbered 0, 1, 2, ... over batches: row b of batch k is row kB + b. Sequential: row r is
  * window r mod W, epoch r / W. Shuffled: each epoch deals its W windows out; then the next epoch
- * begins, in the middle of a batch if need be. Batches are never short. */
+ * begins, in the middle of a batch if need be. Streams: the split is cut into R = B * ranks parts
+ * of floor((n - 1) / R) tokens, and an epoch ends for all rows at once, when less than T tokens are
+ * left of each; row b of an epoch's batch k is x[b part + kT ..]. Batches are never short. */
 struct loader_options {
     enum dataset_split split;
     int batch; /* rows B */
@@ -102,6 +106,8 @@ struct loader_batch {
     int32_t *offsets;   /* [B*T + 1] or NULL: sequences in the flattened batch: sequence s is tokens
                          * offsets[s] .. offsets[s+1]-1; offsets[0] = 0, offsets[sequences] = B*T */
     int sequences;      /* out (with offsets): B, or more with mask_documents */
+    bool begins; /* out: streams: the rows begin their parts (anew): what was carried over from
+                  * earlier batches ends here */
 };
 
 /* Prepares *l; refuses a split with fewer than T + 1 tokens. The loader owns no memory. */

@@ -96,6 +96,7 @@ static tril_status open_data(struct trainer *t, struct tril_error *err) {
                                     .batch = (int)o->batch,
                                     .seq = (int)o->seq,
                                     .order = strcmp(o->order, "sequential") == 0 ? LOADER_SEQUENTIAL
+                                             : strcmp(o->order, "streams") == 0  ? LOADER_STREAMS
                                                                                  : LOADER_SHUFFLED,
                                     .seed = o->seed,
                                     .mask_documents = o->mask_documents};
@@ -256,7 +257,8 @@ static tril_status accumulate_gradients(struct trainer *t, double *mean_loss,
     tril_status st = TRIL_OK;
     for (int64_t a = 0; a < o->grad_accum; a++) {
         int32_t *at = t->buffer + a * stride;
-        struct loader_batch lb = {at, at + n, at + 2 * n, at + 3 * n, 0};
+        struct loader_batch lb = {
+            .inputs = at, .targets = at + n, .positions = at + 2 * n, .offsets = at + 3 * n};
         loader_next(&t->loader, &lb);
         at[4 * n + 1] = lb.sequences;
         for (int64_t i = 0; i < n; i++)

@@ -53,7 +53,10 @@ struct buffers {
 };
 
 static struct loader_batch batch_of(struct buffers *b) {
-    return (struct loader_batch){b->inputs, b->targets, b->positions, b->offsets, 0};
+    return (struct loader_batch){.inputs = b->inputs,
+                                 .targets = b->targets,
+                                 .positions = b->positions,
+                                 .offsets = b->offsets};
 }
 
 /* Row r of the batch is the window of the split that starts at token `start`. */
@@ -173,12 +176,53 @@ static void shuffled(void **state) {
     dataset_free(d);
 }
 
+/* Each row reads its own part of the split, window after window, and begins it anew at the epoch's
+ * end, all rows at once. */
+static void streams(void **state) {
+    (void)state;
+    struct dataset *d = counting(1000, 0);
+    const uint64_t n = dataset_tokens(d, DATASET_TRAIN);
+    static struct buffers buffers;
+    for (int rows = 1; rows < 8; rows += 3)
+        for (int ranks = 1; ranks < 4; ranks += 2)
+            for (int rank = 0; rank < ranks; rank++) {
+                const struct loader_options o = {.split = DATASET_TRAIN,
+                                                 .batch = rows,
+                                                 .seq = 16,
+                                                 .order = LOADER_STREAMS,
+                                                 .rank = rank,
+                                                 .ranks = ranks};
+                struct loader l;
+                struct loader_batch b = batch_of(&buffers);
+                uint64_t part = (n - 1) / (uint64_t)(rows * ranks), windows = part / 16;
+                if (loader_open(&l, d, &o, &err) != TRIL_OK)
+                    fail_msg("%s", err.message);
+                for (uint64_t k = 0; k < 2 * windows + 1; k++) {
+                    loader_next(&l, &b);
+                    assert_int_equal(b.begins, k % windows == 0);
+                    for (int r = 0; r < rows; r++)
+                        check_row(d, DATASET_TRAIN, &b, r, 16,
+                                  (uint64_t)(rank * rows + r) * part + k % windows * 16);
+                }
+            }
+    const struct loader_options thin = {
+        .split = DATASET_TRAIN, .batch = 100, .seq = 16, .order = LOADER_STREAMS};
+    struct loader_options apart = thin;
+    apart.batch = 2;
+    apart.mask_documents = true;
+    struct loader l;
+    assert_int_equal(loader_open(&l, d, &thin, &err), TRIL_ERR_ARGUMENT);
+    assert_non_null(strstr(err.message, "streams"));
+    assert_int_equal(loader_open(&l, d, &apart, &err), TRIL_ERR_ARGUMENT);
+    dataset_free(d);
+}
+
 /* A loader taken up at a saved position gives what the first would have given. */
 static void resumed(void **state) {
     (void)state;
     struct dataset *d = distinct(700);
     static struct buffers want[40], got;
-    for (int order = 0; order < 2; order++)
+    for (int order = 0; order < 3; order++)
         for (int rows = 1; rows < 6; rows += 2) {
             const struct loader_options o = {.split = DATASET_TRAIN,
                                              .batch = rows,
@@ -349,7 +393,8 @@ static void refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(sequential), cmocka_unit_test(shuffled),
-                                       cmocka_unit_test(resumed),    cmocka_unit_test(ranks),
-                                       cmocka_unit_test(documents),  cmocka_unit_test(refusals)};
+                                       cmocka_unit_test(streams),    cmocka_unit_test(resumed),
+                                       cmocka_unit_test(ranks),      cmocka_unit_test(documents),
+                                       cmocka_unit_test(refusals)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
