@@ -28,7 +28,11 @@ enum {
     FOR_CAST = 128, /* the branches' gradients differ from the residual stream's */
     FOR_PRE = 256,  /* the pre-activation is kept or needed */
     FOR_SINKS = 512,
-    FOR_SUMS = 1024 /* linear attention through a cache */
+    FOR_SUMS = 1024, /* linear attention through a cache */
+    FOR_RECURRENCE = 2048,
+    FOR_PAST = 4096, /* recurrence that is carried in */
+    FOR_MEMORY = 8192,
+    FOR_RAW = 16384 /* memory whose keys are rotated for other use */
 };
 
 struct activation_row {
@@ -90,6 +94,33 @@ static const struct activation_row table[A_COUNT] = {
     [A_DSINKS] = {"learned sinks / gradient", "H", TYPE_F32, KIND_SCRATCH, ATT_B,
                   FOR_BACKWARD | FOR_SINKS},
     [A_SUMS] = {"sums of linear attention", "S M", TYPE_F32, KIND_SCRATCH, ATT_F, FOR_SUMS},
+    [A_R] = {"positions", "R A", TYPE_ACT, KIND_SCRATCH, ATT_F | ATT_B, FOR_RECURRENCE},
+    [A_DR] = {"positions / gradient", "R A", TYPE_ACT, KIND_SCRATCH, ATT_B,
+              FOR_BACKWARD | FOR_RECURRENCE},
+    [A_PAST_X] = {"past", "P D", TYPE_F32, KIND_SCRATCH, ATT_F | ATT_B, FOR_PAST},
+    [A_PAST_MEAN] = {"past / mean", "P", TYPE_F32, KIND_SCRATCH, ATT_F | ATT_B,
+                     FOR_PAST | FOR_LAYERNORM},
+    [A_PAST_RSTD] = {"past / rstd", "P", TYPE_F32, KIND_SCRATCH, ATT_F | ATT_B, FOR_PAST},
+    [A_PAST_NORM] = {"past / norm", "P D", TYPE_ACT, KIND_SCRATCH, ATT_F | ATT_B, FOR_PAST},
+    [A_PAST_QKV] = {"past / qkv", "P Q", TYPE_ACT, KIND_SCRATCH, ATT_F | ATT_B, FOR_PAST},
+    [A_DPAST_QKV] = {"past / qkv / gradient", "P Q", TYPE_ACT, KIND_SCRATCH, ATT_B,
+                     FOR_BACKWARD | FOR_PAST},
+    [A_DPAST_NORM] = {"past / norm / gradient", "P D", TYPE_ACT, KIND_SCRATCH, ATT_B,
+                      FOR_BACKWARD | FOR_PAST},
+    [A_DPAST_X] = {"past / gradient", "P D", TYPE_F32, KIND_SCRATCH, ATT_B,
+                   FOR_BACKWARD | FOR_PAST},
+    [A_LOCAL] = {"attention / local", "N A", TYPE_ACT, KIND_SAVED, ATT_F | ATT_B, FOR_MEMORY},
+    [A_RECALLED] = {"attention / recalled", "N A", TYPE_ACT, KIND_SAVED, ATT_F | ATT_B, FOR_MEMORY},
+    [A_RECALL_LSE] = {"recalled / lse", "H N", TYPE_F32, KIND_SAVED, ATT_F | ATT_B, FOR_MEMORY},
+    [A_RECALL_ROWS] = {"recalled / rows", "N B", TYPE_I32, KIND_SAVED, ATT_F | ATT_B, FOR_MEMORY},
+    [A_RECALL_WEIGHTS] = {"recalled / weights", "N B", TYPE_F32, KIND_SAVED, ATT_F | ATT_B,
+                          FOR_MEMORY},
+    [A_RECALL_KEYS] = {"recalled / own keys", "N G", TYPE_ACT, KIND_SAVED, ATT_F | ATT_B,
+                       FOR_MEMORY | FOR_RAW},
+    [A_DLOCAL] = {"attention / local / gradient", "N A", TYPE_ACT, KIND_SCRATCH, ATT_B,
+                  FOR_BACKWARD | FOR_MEMORY},
+    [A_DRECALLED] = {"attention / recalled / gradient", "N A", TYPE_ACT, KIND_SCRATCH, ATT_B,
+                     FOR_BACKWARD | FOR_MEMORY},
     [A_INPUTS] = {"inputs", "I", TYPE_I32, KIND_SCRATCH, ALWAYS, 0},
     [A_ROW_LOSS] = {"loss", "N", TYPE_F32, KIND_SCRATCH, ALWAYS, 0},
     [A_TOTAL] = {"total loss", "2", TYPE_F64, KIND_SCRATCH, ALWAYS, 0},
@@ -121,9 +152,10 @@ static int64_t head_chunk_rows(int64_t vocab, int64_t tokens, int64_t row_bytes)
 }
 
 /* Integers of a call: ids, positions, targets, cache rows, wanted rows [N]; offsets, starts,
- * lengths and slots [S + 1]; the step; each padded to a cache line. */
-static int64_t input_integers(int64_t tokens, int64_t sequences) {
-    return 5 * round_up(tokens, 16) + 4 * round_up(sequences + 1, 16) + 16;
+ * lengths and slots [S + 1]; the step; for layers that recall: rows written [N] (two kinds) and
+ * carried in, and six numbers a sequence; each padded to a cache line. */
+static int64_t input_integers(int64_t tokens, int64_t sequences, int64_t carried) {
+    return 7 * round_up(tokens, 16) + 10 * round_up(sequences + 1, 16) + round_up(carried, 16) + 16;
 }
 
 static unsigned circumstances(const struct model_config *c, enum dtype act,
@@ -141,6 +173,10 @@ static unsigned circumstances(const struct model_config *c, enum dtype act,
     for (int i = 0; i < model_mixer_count(c); i++) {
         f |= c->mixers[i].learned_sinks ? FOR_SINKS : 0;
         f |= c->mixers[i].kind == MIXER_LINEAR && !o->backward ? FOR_SUMS : 0;
+        if (c->mixers[i].kind == MIXER_RECURRENCE)
+            f |= o->carry ? FOR_RECURRENCE | FOR_PAST : FOR_RECURRENCE;
+        if (c->mixers[i].kind == MIXER_MEMORY)
+            f |= c->position == POSITION_ROPE ? FOR_MEMORY | FOR_RAW : FOR_MEMORY;
     }
     return f;
 }
@@ -221,7 +257,18 @@ tril_status activation_layout_make(struct activation_layout *l, const struct mod
     size['F'] = c->ffn;
     size['U'] = c->ffn_kind == FFN_GATED ? 2 * c->ffn : c->ffn;
     size['V'] = c->vocab;
-    size['I'] = input_integers(o->max_tokens, o->max_sequences);
+    const struct mixer_config *recurrent = model_recalls(c, MIXER_RECURRENCE);
+    size['P'] = recurrent && o->carry ? o->max_sequences * recurrent->keep : 0;
+    size['R'] = model_distances(c);
+    size['G'] = c->kv_heads * c->head_dim;
+    for (int i = 0; i < model_mixer_count(c); i++)
+        if (c->mixers[i].top * c->heads > size['B'])
+            size['B'] = c->mixers[i].top * c->heads;
+    if (size['P'] > INT32_MAX / 16)
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "%lld sequences that carry in %d tokens each are too many",
+                         (long long)o->max_sequences, (int)recurrent->keep);
+    size['I'] = input_integers(o->max_tokens, o->max_sequences, size['P']);
     size['S'] = o->max_sequences;
     size['M'] = c->kv_heads * c->head_dim * (c->head_dim + 1);
     size['2'] = 2;
@@ -239,7 +286,7 @@ tril_status activation_layout_make(struct activation_layout *l, const struct mod
         int64_t a = size[(unsigned char)r->shape[0]];
         int64_t b = r->shape[1] ? size[(unsigned char)r->shape[2]] : 1;
         l->shape[i] = r->shape[1] ? tensor_2d(NULL, t, a, b) : tensor_1d(NULL, t, a);
-        l->variable[i] = r->shape[0] == 'N' || r->shape[0] == 'n' ? 0 : r->shape[1] ? 1 : -1;
+        l->variable[i] = strchr("NnSPR", r->shape[0]) ? 0 : r->shape[1] ? 1 : -1;
         if (__builtin_mul_overflow(a, b, &bytes[i]) ||
             __builtin_mul_overflow(bytes[i], (int64_t)dtype_size(t), &bytes[i]) ||
             bytes[i] > INT64_MAX / 4096 / c->layers)

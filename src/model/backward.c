@@ -90,7 +90,15 @@ static tril_status heads_backward(struct pass *p, int l, struct tensor heads, st
         TRY(linear_attention_backward(p->ctx, v.q, v.k, v.v, p->offsets, tensor_none(),
                                       tensor_heads(heads, c->heads), tensor_heads(dheads, c->heads),
                                       tensor_none(), g.q, g.k, g.v, tensor_none(), params, err));
+    } else if (model_mixer(c, l)->kind == MIXER_RECURRENCE) {
+        TRY(recurrence_backward(p, l, heads, dheads, &v, &g, err));
     } else {
+        const bool gated = model_mixer(c, l)->kind == MIXER_MEMORY;
+        if (gated) {
+            TRY(memory_gate_backward(p, l, dheads, err));
+            heads = activation_view(p->w, A_LOCAL, l, p->N);   /* [N, H d] act */
+            dheads = activation_view(p->w, A_DLOCAL, 0, p->N); /* [N, H d] act */
+        }
         struct attention_params a = attention_params_make(p, l);
         struct attention_inputs in = attention_inputs_make(p, l, &v);
         struct tensor dsinks =
@@ -103,6 +111,8 @@ static tril_status heads_backward(struct pass *p, int l, struct tensor heads, st
             TRY(accumulate(p->ctx, dsinks, param_gradient(m, PARAM_SINKS, l), 1.0f, err));
     }
     TRY(rotate(p, l, g.q, g.k, true, err));
+    if (model_mixer(c, l)->kind == MIXER_MEMORY)
+        TRY(memory_backward(p, l, &v, g.q, err));
     if (c->qk_norm) {
         struct norm_params params = {.eps = c->norm_eps, .overwrite = true};
         TRY(rmsnorm_backward(p->ctx, g.q, v.raw_q, param_vector(m, PARAM_Q_NORM, l), v.q_rstd, g.q,
@@ -135,6 +145,8 @@ static tril_status attention_branch_backward(struct pass *p, int l, struct tril_
     if (w->options.recompute == RECOMPUTE_SELECTIVE)
         TRY(norm_forward(p, site, x, norm1, mean, rstd, err));
     TRY(linear_backward(p, l, PARAM_QKV, PARAM_QKV_BIAS, dqkv, norm1, dnorm, err));
+    if (p->recall.past > 0 && model_mixer(&p->m->config, l)->kind == MIXER_RECURRENCE)
+        TRY(past_backward(p, l, err));
     TRY(norm_backward(p, site, dnorm, x, mean, rstd, dx, err));
 done:
     return st;
@@ -202,6 +214,7 @@ tril_status model_forward_backward(struct model *m, struct workspace *w, const s
                        param_gradient(m, PARAM_TOKEN_EMBEDDING, -1), dwpe, err));
     TRY(layer_gradient_ready(m, -1, err));
     TRY(loss_download(&p, loss_sum, count, NULL, err));
+    recall_end(&p);
 done:
     return st;
 }

@@ -425,6 +425,46 @@ static tril_status ranges_check(const struct range *r, size_t count, struct tril
     return TRIL_OK;
 }
 
+/* Layers that recall share their segments, and layers of one kind what they keep: a batch then
+ * carries one amount of each. */
+static tril_status recall_check(const struct model_config *c, struct tril_error *err) {
+    const struct mixer_config *first = NULL, *of_kind[MIXER_MEMORY + 1] = {NULL};
+    for (int i = 0; i < model_mixer_count(c); i++) {
+        const struct mixer_config *m = &c->mixers[i];
+        if (!mixer_recalls(m))
+            continue;
+        if (m->kind == MIXER_RECURRENCE && c->qk_norm)
+            return error_set(err, TRIL_ERR_ARGUMENT,
+                             "a model with a qk-norm has no recurrent layers");
+        if (c->position == POSITION_LEARNED)
+            return error_set(err, TRIL_ERR_ARGUMENT,
+                             "layers that recall earlier segments and learned positions exclude "
+                             "each other: choose rope, alibi or none");
+        if (first && first->segment != m->segment)
+            return error_set(err, TRIL_ERR_ARGUMENT,
+                             "layers recall by segments of %d and of %d tokens; give them one "
+                             "length",
+                             (int)first->segment, (int)m->segment);
+        if (of_kind[m->kind] &&
+            (of_kind[m->kind]->keep != m->keep || of_kind[m->kind]->top != m->top))
+            return error_set(
+                err, TRIL_ERR_ARGUMENT,
+                "layers of one kind keep %d and %d tokens, or look for different numbers "
+                "of keys; give them the same",
+                (int)of_kind[m->kind]->keep, (int)m->keep);
+        first = m;
+        of_kind[m->kind] = m;
+    }
+    return TRIL_OK;
+}
+
+const struct mixer_config *model_recalls(const struct model_config *c, enum mixer_kind kind) {
+    for (int i = 0; i < model_mixer_count(c); i++)
+        if (c->mixers[i].kind == kind)
+            return &c->mixers[i];
+    return NULL;
+}
+
 tril_status model_config_check(const struct model_config *c, struct tril_error *err) {
     tril_status st;
     bool rope = c->position == POSITION_ROPE, ffn = c->ffn_kind != FFN_NONE;
@@ -513,6 +553,7 @@ tril_status model_config_check(const struct model_config *c, struct tril_error *
             goto done;
         }
     }
+    TRY(recall_check(c, err));
     for (int i = 0; i < model_mixer_count(c); i++) {
         TRY(mixer_check(&c->mixers[i], c->heads, err));
         if (c->mixers[i].rope_theta > 0 && (!rope || c->mixers[i].no_position)) {

@@ -71,6 +71,8 @@ static inline const struct mixer_config *model_mixer(const struct model_config *
 bool model_mixers_plain(const struct model_config *c);
 /* How many of c->mixers are in use: they are numbered by their first layer. */
 int model_mixer_count(const struct model_config *c);
+/* The first mixer of a kind, or NULL: layers that recall agree in segment, and in keep by kind. */
+const struct mixer_config *model_recalls(const struct model_config *c, enum mixer_kind kind);
 /* Gives the layers (c->layers of them) the mixers of a pattern that repeats. */
 tril_status model_config_set_mixers(struct model_config *c, const struct mixer_config *pattern,
                                     int64_t count, struct tril_error *err);

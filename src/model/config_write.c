@@ -27,6 +27,8 @@ static struct layer_kinds layer_kinds(const struct model_config *c) {
         int64_t window = mixer_window(m);
         if (m->kind == MIXER_LINEAR)
             k.other = "some layers use linear attention";
+        else if (mixer_recalls(m))
+            k.other = "some layers recall earlier segments";
         else if (m->softcap > 0 || m->learned_sinks)
             k.other = "some layers cap their scores or have learned sinks";
         else if (m->rope_theta > 0)

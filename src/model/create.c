@@ -110,15 +110,50 @@ done:
     return st;
 }
 
+int64_t model_distances(const struct model_config *c) {
+    const struct mixer_config *m = model_recalls(c, MIXER_RECURRENCE);
+    if (!m)
+        return 0;
+    return (int64_t)m->segment + m->keep;
+}
+
+/* The sinusoids of Vaswani et al. 2017, which Transformer-XL projects: row t is sin(t w_i), then
+ * cos(t w_i), w_i = 10000^(-2i / D). */
+static tril_status sinusoids_create(struct model *m, struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    const int64_t rows = model_distances(&m->config), D = m->config.dim, half = D / 2;
+    double *host = NULL;
+    void *narrow = NULL;
+    if (rows == 0)
+        return TRIL_OK;
+    TRY(mem_alloc_zero((void **)&host, (size_t)(rows * D) * sizeof *host, "sinusoids", err));
+    TRY(mem_alloc(&narrow, (size_t)(rows * D) * dtype_size(m->dtype), "sinusoids", err));
+    for (int64_t t = 0; t < rows; t++)
+        for (int64_t i = 0; i < half; i++) {
+            double angle = (double)t * pow(10000, -2 * (double)i / (double)D);
+            host[t * D + i] = sin(angle);
+            host[t * D + half + i] = cos(angle);
+        }
+    dtype_convert(narrow, m->dtype, host, DT_F64, (size_t)(rows * D));
+    TRY(allocate(m, &m->sinusoids, rows * D, m->dtype, false, "sinusoids", err));
+    TRY(m->ctx->backend->upload(m->ctx, m->sinusoids, narrow,
+                                rows * D * (int64_t)dtype_size(m->dtype), err));
+done:
+    mem_free(narrow);
+    mem_free(host);
+    return st;
+}
+
 static tril_status tables_create(struct model *m, struct tril_error *err) {
     tril_status st = TRIL_OK;
     const struct model_config *c = &m->config;
     float *host = NULL;
     for (int i = 0; i < model_mixer_count(c); i++) {
         TRY(mixer_rules(&c->mixers[i], c->heads, &m->mixers[i].rules, err));
-        if (c->position == POSITION_ROPE && !c->mixers[i].no_position)
+        if (c->position == POSITION_ROPE && mixer_rotates(&c->mixers[i]))
             TRY(rope_create(m, i, err));
     }
+    TRY(sinusoids_create(m, err));
     if (c->position == POSITION_ALIBI) {
         TRY(mem_alloc((void **)&host, (size_t)c->heads * sizeof *host, "the ALiBi slopes", err));
         model_alibi_slopes(c->heads, host);
@@ -185,6 +220,7 @@ void model_free(struct model *m) {
         }
     }
     b->release(m->slopes);
+    b->release(m->sinusoids);
     ablation_free(m->ablation);
     free(m->rows);
     free(m->weights);

@@ -24,8 +24,7 @@ tril_status norm_forward(struct pass *p, struct norm_site site, struct tensor x,
     return layernorm_forward(p->ctx, x, gain, bias, y, mean, rstd, params, err);
 }
 
-/* Channels [begin, begin + heads * d) of t [N, ...] as [N, heads, d]. */
-static struct tensor heads_view(struct tensor t, int64_t begin, int64_t heads, int64_t d) {
+struct tensor heads_view(struct tensor t, int64_t begin, int64_t heads, int64_t d) {
     struct tensor h = t;
     h.data = (char *)t.data + (size_t)begin * dtype_size(t.dtype);
     h.rank = 3;
@@ -81,7 +80,8 @@ struct attention_params attention_params_make(const struct pass *p, int layer) {
                                  .key = p->key};
     a.key.layer = (uint32_t)layer;
     a.key.op = RANDOM_DROPOUT_ATTENTION;
-    if (mixer->rules[0]) { /* without: plainly causal, which kernels know best */
+    if (mixer->rules[0] ||
+        mixer->kind == MIXER_MEMORY) { /* without: plainly causal, which kernels know best */
         a.rules = rules->rules;
         a.rule_count = rules->rule_count;
         a.head_rule = rules->head_rule;
@@ -185,6 +185,8 @@ static tril_status qkv_forward(struct pass *p, int l, struct tensor x, struct qk
         TRY(rmsnorm_forward(p->ctx, v->raw_k, param_vector(m, PARAM_K_NORM, l), v->k, v->k_rstd,
                             params, err));
     }
+    if (model_mixer(&m->config, l)->kind == MIXER_MEMORY)
+        TRY(memory_forward(p, l, v, err));
     TRY(rotate(p, l, v->q, v->k, false, err));
     if (ablated(m, l, OFF_Q))
         TRY(ablate_q(m, v->q, err));
@@ -195,10 +197,7 @@ done:
     return st;
 }
 
-/* k and v to their rows of the cache, which then stands in their place: [slots * capacity, K, d].
- */
-static tril_status cache_forward(struct pass *p, int l, struct qkv_views *v,
-                                 struct tril_error *err) {
+tril_status cache_forward(struct pass *p, int l, struct qkv_views *v, struct tril_error *err) {
     tril_status st;
     const struct kv_cache *c = p->batch->cache;
     struct tensor k =
@@ -256,14 +255,24 @@ static tril_status heads_forward(struct pass *p, int l, struct tensor x, struct 
         hook(p, l, "attention / heads", heads);
         goto done;
     }
+    if (model_mixer(c, l)->kind == MIXER_RECURRENCE) {
+        TRY(recurrence_forward(p, l, x, &v, heads_view(heads, 0, c->heads, c->head_dim), lse, err));
+        TRY(ablate_heads(p->m, l, heads, err));
+        hook(p, l, "attention / heads", heads);
+        goto done;
+    }
+    const bool gated = model_mixer(c, l)->kind == MIXER_MEMORY;
+    struct tensor local = gated ? activation_view(p->w, A_LOCAL, l, p->N) : heads;
     if (p->batch->cache)
         TRY(cache_forward(p, l, &v, err));
     if (p->wanted == 0 && l == c->layers - 1)
         goto done; /* only the cache was to be filled */
     struct attention_inputs in = attention_inputs_make(p, l, &v);
-    TRY(attention_forward(p->ctx, &in, heads_view(heads, 0, c->heads, c->head_dim), lse, &a, err));
+    TRY(attention_forward(p->ctx, &in, heads_view(local, 0, c->heads, c->head_dim), lse, &a, err));
     if (p->w->watch)
         TRY(p->w->watch(p->w->watch_arg, l, &in, lse, &a, err));
+    if (gated)
+        TRY(memory_gate(p, l, heads, err));
     TRY(ablate_heads(p->m, l, heads, err));
     hook(p, l, "attention / heads", heads);
 done:
@@ -403,6 +412,7 @@ tril_status model_forward(struct model *m, struct workspace *w, const struct bat
             b->cache->length[slot] += b->offsets[s + 1] - b->offsets[s];
             b->cache->summed[slot] = b->cache->length[slot];
         }
+    recall_end(&p);
 done:
     return st;
 }

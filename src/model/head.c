@@ -157,6 +157,7 @@ tril_status model_loss(struct model *m, struct workspace *w, const struct batch 
     TRY(layers_forward(&p, err));
     TRY(head_loss(&p, 0, err));
     TRY(loss_download(&p, loss_sum, count, row_loss, err));
+    recall_end(&p);
 done:
     return st;
 }

@@ -36,6 +36,14 @@ struct pass {
     int32_t max_q, max_kv;
     struct tensor ids, positions, offsets, kv_start, kv_length, targets, cache_rows, slots, rows,
         step;
+    /* For layers that recall (recall.c); the rows of a carry are those of its rings. */
+    struct recall_inputs {
+        struct tensor past_start, past_length; /* [S]: keys before the call's, of a recurrence */
+        struct tensor past_rows, state_rows;   /* [past], [N]: of carried states, read, written */
+        struct tensor ring_start, ring_first, ring_length, ring_position; /* [S]: of a memory */
+        struct tensor ring_rows;                                          /* [N], written */
+        int64_t past, ring; /* rows carried in; rows of a sequence's memory */
+    } recall;
 };
 
 /* Checks a batch against the model, the workspace and the cache, and uploads its integers. `step`
@@ -78,6 +86,42 @@ struct attention_inputs attention_inputs_make(const struct pass *p, int layer,
 /* Turns q and k (or, backwards, their gradients) where the layer has RoPE. */
 tril_status rotate(struct pass *p, int layer, struct tensor q, struct tensor k, bool back,
                    struct tril_error *err);
+/* Channels [begin, begin + heads * d) of t [N, ...] as [N, heads, d]. */
+struct tensor heads_view(struct tensor t, int64_t begin, int64_t heads, int64_t d);
+/* k and v to their rows of the cache, which then stands in their place: [slots * capacity, K, d].
+ */
+tril_status cache_forward(struct pass *p, int layer, struct qkv_views *v, struct tril_error *err);
+
+/* Recurrence and memory (recall.c): what replaces the attention of a layer, and what comes before
+ * its rotation; x is the layer's input. */
+bool recall_stages(const struct model_config *c);
+/* Integers of the call for layers that recall: fills p->recall, host side at `host` (which stages
+ * `count` integers and gives the backend's view). */
+typedef int32_t *recall_stage(struct pass *p, int64_t *used, int64_t count, struct tensor *view);
+tril_status recall_begin(struct pass *p, recall_stage *stage, int64_t *used,
+                         struct tril_error *err);
+tril_status recurrence_forward(struct pass *p, int layer, struct tensor x,
+                               const struct qkv_views *v, struct tensor heads, struct tensor lse,
+                               struct tril_error *err);
+/* Gradients of q, k, v; of the carried rows' keys and values into A_DPAST_QKV. */
+tril_status recurrence_backward(struct pass *p, int layer, struct tensor heads,
+                                struct tensor dheads, const struct qkv_views *v,
+                                const struct qkv_views *g, struct tril_error *err);
+/* From A_DPAST_QKV: the share of the carried rows in the gradients of the norm and of QKV. */
+tril_status past_backward(struct pass *p, int layer, struct tril_error *err);
+/* Before the rotation: remembers the call's keys and values, and recalls: A_RECALLED. */
+tril_status memory_forward(struct pass *p, int layer, const struct qkv_views *v,
+                           struct tril_error *err);
+/* heads = A_LOCAL and A_RECALLED through the gate; and back: A_DLOCAL, A_DRECALLED. */
+tril_status memory_gate(struct pass *p, int layer, struct tensor heads, struct tril_error *err);
+tril_status memory_gate_backward(struct pass *p, int layer, struct tensor dheads,
+                                 struct tril_error *err);
+/* Adds to dq (before the rotation) what comes through A_DRECALLED. */
+tril_status memory_backward(struct pass *p, int layer, const struct qkv_views *v, struct tensor dq,
+                            struct tril_error *err);
+/* After a call: its tokens become past. */
+void recall_end(struct pass *p);
+
 /* Dropout of the embeddings or of a branch; p 0: none. */
 struct dropout_params dropout_params_make(const struct pass *p, enum random_use use, int layer);
 

@@ -6,6 +6,23 @@
 #include "base/memory.h"
 #include "model/model.h"
 
+/* Rotated keys serve attention within a segment, raw ones the memory. */
+static bool has_raw(const struct model_config *c, int64_t layer) {
+    const struct mixer_config *m = model_mixer(c, layer);
+    return m->kind == MIXER_MEMORY && mixer_rotates(m) && c->position == POSITION_ROPE;
+}
+
+static int64_t aligned(int64_t bytes) {
+    return (bytes + MEMORY_ALIGN - 1) / MEMORY_ALIGN * MEMORY_ALIGN;
+}
+
+/* Bytes of a recurrent layer's projected positions. */
+static int64_t positions_bytes(const struct model_config *c, int64_t layer, enum dtype act) {
+    if (model_mixer(c, layer)->kind != MIXER_RECURRENCE)
+        return 0;
+    return aligned(model_distances(c) * c->heads * c->head_dim * (int64_t)dtype_size(act));
+}
+
 static bool has_sums(const struct model_config *c, int64_t layer) {
     return model_mixer(c, layer)->kind == MIXER_LINEAR;
 }
@@ -25,7 +42,7 @@ static int64_t layer_bytes(const struct model_config *c, int64_t layer, int64_t 
     }
     if (__builtin_mul_overflow(rows, bytes, &bytes) || bytes > INT64_MAX / 4 / MODEL_MOST_LAYERS)
         return -1;
-    return (bytes + MEMORY_ALIGN - 1) / MEMORY_ALIGN * MEMORY_ALIGN;
+    return aligned(bytes);
 }
 
 int64_t kv_cache_bytes(const struct model_config *c, int64_t slots, int64_t capacity,
@@ -35,7 +52,8 @@ int64_t kv_cache_bytes(const struct model_config *c, int64_t slots, int64_t capa
         int64_t n = layer_bytes(c, l, slots, capacity, dtype);
         if (n < 0)
             return INT64_MAX;
-        bytes += has_sums(c, l) ? n : 2 * n;
+        bytes += has_sums(c, l) ? n : has_raw(c, l) ? 3 * n : 2 * n;
+        bytes += positions_bytes(c, l, dtype == DT_BF16 ? DT_F32 : dtype);
     }
     return bytes;
 }
@@ -58,6 +76,7 @@ tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_
     if (!c)
         return error_set(err, TRIL_ERR_MEMORY, "not enough memory for a key/value cache");
     *c = (struct kv_cache){.ctx = m->ctx,
+                           .act = m->dtype,
                            .dtype = dtype,
                            .slots = slots,
                            .capacity = capacity,
@@ -80,8 +99,14 @@ tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_
         } else {
             c->layer[l].k = at;
             c->layer[l].v = at += n;
+            if (has_raw(config, l))
+                c->layer[l].raw = at += n;
         }
         at += n;
+        if (positions_bytes(config, l, m->dtype) > 0) {
+            c->layer[l].r = at;
+            at += positions_bytes(config, l, m->dtype);
+        }
     }
     *out = c;
     c = NULL;

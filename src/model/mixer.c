@@ -23,6 +23,17 @@ static tril_status number_read(const char *word, int length, const char *name, f
     return TRIL_OK;
 }
 
+/* A whole number after "name=". */
+static tril_status count_read(const char *word, int length, const char *name, int32_t *out,
+                              struct tril_error *err) {
+    char *end;
+    long long x = strtoll(word + strlen(name), &end, 10);
+    if (end != word + length || x < 1 || x > 1 << 30)
+        return wrong(err, word, length, "needs a whole number from 1 to 2^30 after the =");
+    *out = (int32_t)x;
+    return TRIL_OK;
+}
+
 /* Appends a rule's word to m->rules. */
 static tril_status rule_add(struct mixer_config *m, const char *word, int length,
                             struct tril_error *err) {
@@ -41,6 +52,16 @@ static tril_status word_read(struct mixer_config *m, const char *word, int n,
         m->kind = MIXER_ATTENTION;
     else if (IS("linear"))
         m->kind = MIXER_LINEAR;
+    else if (IS("recurrence"))
+        m->kind = MIXER_RECURRENCE;
+    else if (IS("memory"))
+        m->kind = MIXER_MEMORY;
+    else if (BEGINS("segment="))
+        return count_read(word, n, "segment=", &m->segment, err);
+    else if (BEGINS("keep="))
+        return count_read(word, n, "keep=", &m->keep, err);
+    else if (BEGINS("top="))
+        return count_read(word, n, "top=", &m->top, err);
     else if (IS("learned-sinks"))
         m->learned_sinks = true;
     else if (IS("no-position"))
@@ -72,6 +93,11 @@ tril_status mixer_parse(struct mixer_config *m, const char *text, struct tril_er
             TRY(word_read(&n, s, (int)(end - s), err));
         s = end;
     }
+    if (mixer_recalls(&n)) {
+        n.segment = n.segment ? n.segment : 128;
+        n.keep = n.keep ? n.keep : n.kind == MIXER_MEMORY ? 8192 : n.segment;
+        n.top = n.top || n.kind == MIXER_RECURRENCE ? n.top : 32;
+    }
     if (n.rules[0]) {
         st = visible_parse(n.rules, &set, err);
         if (st != TRIL_OK) {
@@ -96,12 +122,18 @@ static void number_print(char *text, const char *name, float x) {
 }
 
 char *mixer_print(const struct mixer_config *m, char *text) {
-    static const char *const kinds[] = {"", "linear"};
+    static const char *const kinds[] = {"", "linear", "recurrence", "memory"};
     text[0] = 0;
     if (m->kind != MIXER_ATTENTION)
         snprintf(text, MIXER_TEXT, " %s", kinds[m->kind]);
     else
         snprintf(text, MIXER_TEXT, " %s", m->rules[0] ? m->rules : "causal");
+    size_t used = strlen(text);
+    if (mixer_recalls(m))
+        used += (size_t)snprintf(text + used, MIXER_TEXT - used, " segment=%d keep=%d",
+                                 (int)m->segment, (int)m->keep);
+    if (m->kind == MIXER_MEMORY)
+        snprintf(text + used, MIXER_TEXT - used, " top=%d", (int)m->top);
     if (m->learned_sinks)
         strcat(text, " learned-sinks");
     if (m->no_position)
@@ -115,13 +147,18 @@ char *mixer_print(const struct mixer_config *m, char *text) {
 bool mixer_equal(const struct mixer_config *a, const struct mixer_config *b) {
     return a->kind == b->kind && a->no_position == b->no_position &&
            a->learned_sinks == b->learned_sinks && a->softcap == b->softcap &&
-           a->rope_theta == b->rope_theta && strcmp(a->rules, b->rules) == 0;
+           a->rope_theta == b->rope_theta && a->segment == b->segment && a->keep == b->keep &&
+           a->top == b->top && strcmp(a->rules, b->rules) == 0;
 }
 
 tril_status mixer_rules(const struct mixer_config *m, int64_t heads, struct visible_set *set,
                         struct tril_error *err) {
     tril_status st = TRIL_OK;
-    if (m->rules[0])
+    char chunk[32];
+    if (m->kind == MIXER_MEMORY) {
+        snprintf(chunk, sizeof chunk, "chunk:%d", (int)m->segment);
+        TRY(visible_parse(chunk, set, err));
+    } else if (m->rules[0])
         TRY(visible_parse(m->rules, set, err));
     TRY(visible_set_heads(set, heads, err));
 done:
@@ -137,7 +174,7 @@ tril_status mixer_check(const struct mixer_config *m, int64_t heads, struct tril
     bool future = false;
     for (int32_t i = 0; i < set.rule_count; i++)
         future |= !set.rules[i].causal;
-    if (m->kind != MIXER_ATTENTION && m->kind != MIXER_LINEAR)
+    if ((unsigned)m->kind > MIXER_MEMORY)
         why = "is of an unknown kind";
     else if (future)
         why = "shows tokens their own future, which a causal language model must not see";
@@ -145,6 +182,15 @@ tril_status mixer_check(const struct mixer_config *m, int64_t heads, struct tril
         why = "needs a list of blocks, which a configuration has no place for";
     else if (m->kind == MIXER_LINEAR && (m->rules[0] || m->softcap > 0 || m->learned_sinks))
         why = "is linear attention: it has no scores, so no rules, softcap or sinks";
+    else if (mixer_recalls(m) && m->rules[0])
+        why = "recalls what came before its segment: it takes no other rules";
+    else if (m->kind == MIXER_RECURRENCE &&
+             (m->softcap > 0 || m->learned_sinks || m->rope_theta > 0 || m->no_position))
+        why = "is recurrent, with positions of its own: it takes no softcap, sinks or theta";
+    else if (mixer_recalls(m) ? m->segment < 1 || m->keep < 1 : m->segment || m->keep)
+        why = "needs segment=N and keep=N, which other mixers than recurrence and memory have not";
+    else if (m->kind == MIXER_MEMORY ? m->top < 1 || m->top > 1024 : m->top != 0)
+        why = "needs top=N from 1 to 1024, which other mixers than memory have not";
     else if (!(m->softcap >= 0 && isfinite(m->softcap)) ||
              (m->rope_theta != 0 && !(m->rope_theta > 1 && m->rope_theta <= 1e15f)))
         why = "has a softcap or theta that is out of range";

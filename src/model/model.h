@@ -51,10 +51,15 @@ struct model {
     float **vectors;        /* [table.count]; fp32 data of the other rows */
     bool *prepared;         /* [table.count]; the row's packings exist */
     float *slopes;          /* [H] or NULL */
+    void *sinusoids; /* [model_distances, D] of the compute dtype, or NULL: no recurrent layers */
     struct mixer_tables mixers[MODEL_MOST_MIXERS];
     struct parameter_hooks hooks;
     struct ablation *ablation; /* parts that are off (ablate.h); NULL: none */
 };
+
+/* Distances between a token and what it sees in a recurrent layer, 0 among them; 0: there are no
+ * such layers. */
+int64_t model_distances(const struct model_config *c);
 
 /* Index of a row in the table, or -1 when the configuration has none; layer -1 for rows outside
  * blocks. */
@@ -120,10 +125,14 @@ tril_status model_refresh(struct model *m, struct tril_error *err);
  * values, contiguous; of linear attention, its sums. */
 struct kv_layer {
     void *k, *v; /* [slots * capacity, K, d], or NULL */
+    void *raw;   /* memory: k before its rotation, or NULL: as k */
+    void *r;     /* recurrence: the projected positions [distances, H d], or NULL */
+    bool r_made; /* they are there */
     float *sums; /* [slots, K, d, d + 1], or NULL */
 };
 struct kv_cache {
     struct op_context *ctx;
+    enum dtype act; /* of r */
     void *memory;
     struct kv_layer *layer; /* [layers] */
     enum dtype dtype;
@@ -153,7 +162,8 @@ struct batch {
     const int32_t *offsets;   /* [S+1] */
     const int32_t *targets;   /* [N], negative ignored; for loss */
     struct kv_cache *cache;   /* NULL: none; keys are the call's own */
-    const int32_t *slots;     /* [S] cache slots */
+    struct carry *carry;      /* carry.h; NULL: layers recall nothing from earlier calls */
+    const int32_t *slots;     /* [S] slots of the cache or of the carry; NULL without a cache: s */
     const int32_t *rows;      /* rows whose logits are wanted, [row_count]; NULL: all */
     int64_t row_count;
 };
@@ -165,6 +175,7 @@ struct workspace_options {
     int64_t max_rows; /* logits rows at once (inference); 0: as many as fit in a few tens of MB */
     bool backward;
     enum recompute recompute;
+    bool carry; /* batches may name one */
 };
 tril_status workspace_create(struct workspace **out, const struct model *m,
                              const struct workspace_options *o, struct tril_error *err);

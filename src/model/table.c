@@ -108,6 +108,16 @@ static void block_add(struct builder *b) {
     }
     if (model_mixer(c, b->layer)->learned_sinks)
         part_add(b, row_add(b, PARAM_SINKS, c->heads, 0), 0, c->heads, "self_attn", "sinks");
+    if (model_mixer(c, b->layer)->kind == MIXER_RECURRENCE) {
+        names[0] = "self_attn.r_proj";
+        linear_add(b, PARAM_RELATIVE, PARAM_RELATIVE, false, c->dim, 1, (int64_t[]){q}, names,
+                   false);
+        part_add(b, row_add(b, PARAM_CONTENT_BIAS, q, 0), 0, q, "self_attn", "content_bias");
+        part_add(b, row_add(b, PARAM_POSITION_BIAS, q, 0), 0, q, "self_attn", "position_bias");
+    }
+    if (model_mixer(c, b->layer)->kind == MIXER_MEMORY)
+        part_add(b, row_add(b, PARAM_MEMORY_GATE, c->heads, 0), 0, c->heads, "self_attn",
+                 "memory_gate");
     names[0] = b->gpt2 ? "attn.c_proj" : "self_attn.o_proj";
     linear_add(b, PARAM_ATTENTION_OUT, PARAM_ATTENTION_OUT_BIAS, c->attention_out_bias, q, 1,
                (int64_t[]){c->dim}, names, true);
@@ -205,6 +215,10 @@ const char *param_part_of_model(const struct param_row *r) {
     case PARAM_Q_NORM:
     case PARAM_K_NORM:
     case PARAM_SINKS:
+    case PARAM_RELATIVE:
+    case PARAM_CONTENT_BIAS:
+    case PARAM_POSITION_BIAS:
+    case PARAM_MEMORY_GATE:
     case PARAM_ATTENTION_OUT:
     case PARAM_ATTENTION_OUT_BIAS:
         return "attention";

@@ -17,7 +17,11 @@ enum param_role {
     PARAM_QKV_BIAS, /* rows: H*d of q, then K*d of k, then K*d of v */
     PARAM_Q_NORM,
     PARAM_K_NORM,
-    PARAM_SINKS, /* a logit per head */
+    PARAM_SINKS,    /* a logit per head */
+    PARAM_RELATIVE, /* recurrence: [H d, D], the projection of the positions */
+    PARAM_CONTENT_BIAS,
+    PARAM_POSITION_BIAS, /* and its u and w, [H d] */
+    PARAM_MEMORY_GATE,   /* a logit per head */
     PARAM_ATTENTION_OUT,
     PARAM_ATTENTION_OUT_BIAS,
     PARAM_NORM2_GAIN,

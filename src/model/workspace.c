@@ -273,6 +273,8 @@ tril_status pass_begin(struct pass *p, struct model *m, struct workspace *w, con
     }
     if (b->cache && b->cache->sums)
         TRY(sums_begin(p, err));
+    if (recall_stages(&m->config))
+        TRY(recall_begin(p, stage, &used, err));
     TRY(m->ctx->backend->upload(m->ctx, p->ids.data, w->staging, used * (int64_t)sizeof *w->staging,
                                 err));
 done:

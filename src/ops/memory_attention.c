@@ -48,7 +48,7 @@ static const struct op_arg backward_args[] = {
     {"weight", "N H T", ARG_IN, .dtypes = DT_MASK(DT_F32)},
     {"o", "N H d", ARG_IN, DT_ACT, .strided = true},
     {"do", "N H d", ARG_IN, DT_ACT, .strided = true},
-    {"dq", "N H d", ARG_OUT, DT_ACT, .strided = true},
+    {"dq", "N H d", ARG_ACCUMULATE, DT_ACT, .strided = true},
 };
 enum { B_K, B_V, B_INDEX, B_WEIGHT, B_O, B_DO, B_DQ, B_ARGS };
 
@@ -255,7 +255,7 @@ static tril_status backward_reference(struct op_context *ctx, const struct tenso
                     x[t] += ds * ref_at3(&c.k, row, kv_head, t);
             }
             for (int64_t t = 0; t < c.width; t++)
-                ref_put(&c.dq, ref_offset3(&c.dq, n, h, t), x[t]);
+                ref_add(&c.dq, ref_offset3(&c.dq, n, h, t), x[t]);
         }
 done:
     return st;

@@ -386,7 +386,7 @@ struct relative_attention_inputs {
     struct tensor past_k, past_v; /* [P, K, d] act strided; these four together or not at all */
     struct tensor past_start, past_length; /* i32 [S] */
     struct tensor u, w;                    /* fp32 [H, d]: biases of content and of position */
-    struct tensor r; /* [M, H, d] act strided: row t for distance t; M >= the most keys */
+    struct tensor r; /* [M, H, d] act strided: row t for distance t; M >= the keys of a row */
 };
 struct relative_attention_params {
     float scale;
@@ -437,7 +437,7 @@ tril_status memory_attention_forward(struct op_context *ctx,
                                      const struct memory_attention_inputs *in, struct tensor o,
                                      struct tensor index, struct tensor weight, struct tensor lse,
                                      struct memory_attention_params p, struct tril_error *err);
-/* dq (act, strided, overwritten) alone: the memory is detached. From the forward's index, weight
+/* dq (act, strided, accumulates) alone: the memory is detached. From the forward's index, weight
  * and o. */
 tril_status memory_attention_backward(struct op_context *ctx, struct tensor k, struct tensor v,
                                       struct tensor index, struct tensor weight, struct tensor o,

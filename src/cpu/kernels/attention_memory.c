@@ -281,7 +281,10 @@ static void run_gradient(void *arg, int64_t begin, int64_t end, int worker) {
             for (int64_t t = 0; t < ld; t += VF_WIDTH)
                 vf_store(out + t, vf_fma(vf_set(ds), vf_load(x + t), vf_load(out + t)));
         }
-        matrix_store(&c->dq, n, h, out, ld, 1, c->scale);
+        row_to_float(x, element(&c->dq, n, h), c->dq.dtype, c->width, ld, 1);
+        for (int64_t t = 0; t < ld; t += VF_WIDTH)
+            vf_store(out + t, vf_fma(vf_set(c->scale), vf_load(out + t), vf_load(x + t)));
+        matrix_store(&c->dq, n, h, out, ld, 1, 1);
     }
 }
 

@@ -52,24 +52,24 @@ static const struct relative *relative_of(const void *arg) {
 
 /* ------------------------------------------------------------------ loading */
 
-static const void *key_element(const struct relative_attention_call *c, const struct unit *u,
-                               int64_t j, const struct tensor *past, const struct tensor *own) {
-    int64_t before = relative_past(c, u->sequence);
-    if (j < before)
-        return element(past, c->past_start[u->sequence] + j, u->kv_head);
-    return element(own, c->q_offsets[u->sequence] + j - before, u->kv_head);
+static void load_key(const struct relative *f, const struct unit *u, int64_t j,
+                     const struct tensor *past, const struct tensor *own, float *out) {
+    const struct relative_attention_call *c = &f->c;
+    int64_t before = relative_past(c, u->sequence), row = c->q_offsets[u->sequence] + j - before;
+    if (j < before) {
+        row = c->past_start[u->sequence] + j;
+        own = past;
+    }
+    row_to_float(out, element(own, row, u->kv_head), own->dtype, c->width, f->ld, 1);
 }
 
 static void load_keys(const struct relative *f, const struct unit *u, int64_t begin,
                       const struct tensor *past, const struct tensor *own, float *out) {
-    for (int64_t j = 0; j < BLOCK; j++) {
-        int64_t at = begin + j;
-        if (at < u->keys)
-            row_to_float(out + j * f->ld, key_element(&f->c, u, u->base + at, past, own),
-                         own->dtype, f->c.width, f->ld, 1);
+    for (int64_t j = 0; j < BLOCK; j++)
+        if (begin + j < u->keys)
+            load_key(f, u, u->base + begin + j, past, own, out + j * f->ld);
         else
             memset(out + j * f->ld, 0, (size_t)f->ld * 4);
-    }
 }
 
 /* Item: a key/value head of a sequence. */
