@@ -3,6 +3,21 @@
 #include <string.h>
 
 #include "model/activations.h"
+#include "model/carry.h"
+
+/* Keys that a token sees on average in layers that recall, at the price of attention's (two
+ * products): a recurrence has a third product for the positions, a search has one. */
+static double recalled_keys(const struct mixer_config *m, int64_t T) {
+    double sum = 0;
+    enum { ROWS = 64 };
+    for (int64_t r = 0; r < ROWS; r++) {
+        int64_t p = (2 * r + 1) * T / (2 * ROWS), own = p % m->segment + 1, before = p + 1 - own;
+        before = before < m->keep ? before : m->keep;
+        sum += m->kind == MIXER_RECURRENCE ? 1.5 * (double)(own + before)
+                                           : (double)own + 0.5 * (double)(before + m->top);
+    }
+    return sum / ROWS;
+}
 
 /* Keys that a token sees on average in a sequence of T, over the heads: T / 2 where everything past
  * is seen; by rules, counted in rows spread over the sequence. Linear attention costs as much as d.
@@ -14,6 +29,8 @@ static double mixer_keys(const struct model_config *c, int i, int64_t T) {
     double seen = 0;
     if (m->kind == MIXER_LINEAR)
         return (double)c->head_dim;
+    if (mixer_recalls(m))
+        return recalled_keys(m, T);
     if (!m->rules[0] || mixer_rules(m, c->heads, &set, NULL) != TRIL_OK) {
         visible_set_free(&set);
         return (double)T / 2;
@@ -47,8 +64,11 @@ void model_count(const struct model_config *c, int64_t T, struct model_counts *o
     n.position = c->position == POSITION_LEARNED ? (double)c->context * D : 0;
     n.attention = L * (Q * D + D * A + (c->qkv_bias ? Q : 0) + (c->attention_out_bias ? D : 0) +
                        (c->qk_norm ? 2 * d : 0));
-    for (int64_t l = 0; l < c->layers; l++)
-        n.attention += model_mixer(c, l)->learned_sinks ? (double)c->heads : 0;
+    for (int64_t l = 0; l < c->layers; l++) {
+        const struct mixer_config *m = model_mixer(c, l);
+        n.attention += m->learned_sinks || m->kind == MIXER_MEMORY ? (double)c->heads : 0;
+        n.attention += m->kind == MIXER_RECURRENCE ? A * D + 2 * A : 0;
+    }
     if (ffn)
         n.ffn = L * (U * D + D * F + (c->ffn_bias ? U + D : 0));
     double norm = c->norm_bias ? 2 * D : D;
@@ -104,6 +124,9 @@ tril_status model_memory_plan(const struct model_config *c, const struct model_o
     }
     if (cache_slots > 0)
         p.cache = (double)kv_cache_bytes(c, cache_slots, cache_capacity, options->dtype);
+    if (w && w->carry)
+        p.cache += (double)carry_bytes(c, w->max_sequences, options->dtype);
+    p.other += size * (double)(model_distances(c) * c->dim);
     if (c->position == POSITION_ROPE)
         p.other += wide * (double)c->context * (double)c->rope_dim;
     p.total = p.weights + p.masters + p.gradients + p.optimiser + p.activations + p.packings +

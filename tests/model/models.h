@@ -73,9 +73,9 @@ static inline struct model_config tiny_model3(void) {
 }
 
 /* A configuration for each choice on each axis, and mixtures. */
-#define VARIANTS 19
+#define VARIANTS 22
 static inline struct model_config variant(int i, const char **name) {
-    const bool gpt2 = i < 6 || i == 14 || i == 15 || i == 17;
+    const bool gpt2 = i < 6 || i == 14 || i == 15 || i == 17 || i == 19;
     struct model_config c = gpt2 ? tiny_gpt2() : tiny_llama();
     static const char *const names[VARIANTS] = {"gpt2",
                                                 "model3",
@@ -95,7 +95,10 @@ static inline struct model_config variant(int i, const char **name) {
                                                 "alibi, fixed blocks, one layer without",
                                                 "two thetas, one layer without rope",
                                                 "linear, learned positions",
-                                                "qk-norm, a window"};
+                                                "qk-norm, a window",
+                                                "recurrence",
+                                                "recurrence with groups, rope elsewhere",
+                                                "memory, recurrence, rope"};
     static const char *const mixers[VARIANTS] = {[12] = "window:3/causal",
                                                  [13] = "linear/learned-sinks softcap=5",
                                                  [14] = "0=window:2+sinks:1 1=strided:3 2=causal/"
@@ -103,7 +106,11 @@ static inline struct model_config variant(int i, const char **name) {
                                                  [15] = "fixed:4,1/no-position",
                                                  [16] = "window:4 theta=20/no-position/global:0,5",
                                                  [17] = "linear",
-                                                 [18] = "causal/window:5"};
+                                                 [18] = "causal/window:5",
+                                                 [19] = "recurrence segment=3 keep=2",
+                                                 [20] = "recurrence segment=2 keep=5/causal",
+                                                 [21] = "memory segment=2 keep=4 top=3/"
+                                                        "recurrence segment=2 keep=3"};
     *name = names[i];
     switch (i) {
     case 1:
@@ -162,6 +169,9 @@ static inline struct model_config variant(int i, const char **name) {
         break;
     case 18:
         c.qk_norm = true;
+        break;
+    case 19:
+        c.position = POSITION_NONE;
         break;
     default:
         break;

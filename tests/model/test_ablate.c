@@ -311,7 +311,8 @@ static void test_watching(void **state) {
                          true);
             int attentions = 0;
             for (int64_t l = 0; l < s.m->config.layers; l++)
-                attentions += model_mixer(&s.m->config, l)->kind == MIXER_ATTENTION;
+                attentions += model_mixer(&s.m->config, l)->kind == MIXER_ATTENTION ||
+                              model_mixer(&s.m->config, l)->kind == MIXER_MEMORY;
             logits_of(&s, false, before);
             OK(workspace_watch_attention(s.w, count_calls, &calls, &err));
             logits_of(&s, false, during);

@@ -89,9 +89,10 @@ static void test_round_trips(void **state) {
 
 static void test_types(void **state) {
     (void)state;
-    static const char *const types[VARIANTS] = {
-        "gpt2", "tril", "tril",    "tril", "tril", "tril", "llama", "tril", "tril", "tril",
-        "tril", "tril", "smollm3", "tril", "tril", "tril", "tril",  "tril", "qwen3"};
+    static const char *const types[VARIANTS] = {"gpt2",    "tril", "tril", "tril", "tril", "tril",
+                                                "llama",   "tril", "tril", "tril", "tril", "tril",
+                                                "smollm3", "tril", "tril", "tril", "tril", "tril",
+                                                "qwen3",   "tril", "tril", "tril"};
     for (int v = 0; v < VARIANTS; v++) {
         const char *name;
         struct model_config c = variant(v, &name);
