@@ -58,8 +58,8 @@ static void amx_pack_keys(char *out, const struct row_list *list, int64_t d, int
 /* V of a block: pairs of keys up to a multiple of 32. */
 static void amx_pack_values(char *out, const struct row_list *list, int64_t d, int64_t width) {
     for (int64_t j = 0; j < round_up(list->count, 32); j += 2) {
-        const uint16_t *low = j < list->count ? list->row[j] : NULL;
-        const uint16_t *high = j + 1 < list->count ? list->row[j + 1] : NULL;
+        const uint16_t *low = j < list->count ? (const void *)list->row[j] : NULL;
+        const uint16_t *high = j + 1 < list->count ? (const void *)list->row[j + 1] : NULL;
         amx_prefetch_row(list->row[j + PREFETCH_ROWS], 2 * d);
         amx_prefetch_row(list->row[j + 1 + PREFETCH_ROWS], 2 * d);
         for (int64_t t = 0; t < width; t += 16) {

@@ -26,10 +26,9 @@
 
 #include "base/memory.h"
 #include "base/threads.h"
-#include "cpu/kernels/attention_step.h"
+#include "cpu/kernels/attention_direct.h"
 
-#define SPLIT_KEYS 1024
-#define DIRECT_ROWS 8
+#define DIRECT_ROWS 16
 #define WAVE_BYTES (24 << 20)
 #define SERIAL_FLOPS 4e5 /* below this a thread costs more than it brings */
 
@@ -44,7 +43,7 @@ static void packed_split(const struct forward *f, const struct unit *u, struct r
     const uint64_t *mask;
     state_clear(&b->part, b->padded, width);
     for (int64_t j0 = begin; j0 < end; j0 += KEY_BLOCK) {
-        if (!f->c.plain && !range_any(&f->c, &b->range, j0, min_i64(j0 + KEY_BLOCK, end)))
+        if (!rows_any(f, b, j0, min_i64(j0 + KEY_BLOCK, end)))
             continue;
         const float *keys = u->keys + j0 * d;
         for (int64_t r = 0; r < b->padded; r += TILE_ROWS) {
@@ -70,8 +69,6 @@ static void packed_split(const struct forward *f, const struct unit *u, struct r
         }
     }
 }
-
-/* ------------------------------------------------------------------ direct */
 
 /* Where the rows of keys [j0, end) lie, as many as a packing and its prefetches want, the list
  * filled up with the last one. */
@@ -101,61 +98,6 @@ static void key_rows(const struct forward *f, const struct unit *u, const struct
     }
 }
 
-#define MOST_VECTORS (KEY_BLOCK / VF_WIDTH < 8 ? KEY_BLOCK / VF_WIDTH : 8)
-
-/* `rows` rows of b from r on with one block of keys and values; wide tiles where the rows are few,
- * to have enough sums under way. */
-SIMD void direct_step(int rows, int vectors, const struct forward *f, struct rows *b, int64_t r,
-                      const float *keys, const float *values, int64_t j0, int64_t end) {
-    int64_t d = f->c.width, width = f->width, t = 0, from, to;
-    float correction[TILE_ROWS];
-    uint64_t words[TILE_ROWS];
-    const uint64_t *mask;
-    if (!tile_keys(f, b, r, rows, j0, end, &from, &to, words, &mask))
-        return;
-    from = from / (vectors * VF_WIDTH) * (vectors * VF_WIDTH);
-    for (int64_t j = from; j < to; j += vectors * VF_WIDTH)
-        tile(rows, vectors, START_ZERO, d, b->q + r * width, width, 1, keys + j, KEY_BLOCK,
-             b->s + j, KEY_BLOCK, NULL);
-    softmax_step(f, b, r, rows, j0, from / VF_WIDTH, (to + VF_WIDTH - 1) / VF_WIDTH, mask,
-                 correction);
-    float *o = b->part.o + r * width;
-    const float *s = b->s + from;
-    values += from * width;
-    for (; t + vectors * VF_WIDTH <= width; t += vectors * VF_WIDTH)
-        tile(rows, vectors, START_SCALE, to - from, s, KEY_BLOCK, 1, values + t, width, o + t,
-             width, correction);
-    for (; t < d; t += VF_WIDTH)
-        tile(rows, 1, START_SCALE, to - from, s, KEY_BLOCK, 1, values + t, width, o + t, width,
-             correction);
-}
-
-static void direct_split(const struct forward *f, const struct unit *u, struct rows *b,
-                         int64_t begin, int64_t end, float *keys) {
-    struct row_list list;
-    const struct tensor *k = &f->c.k, *v = &f->c.v;
-    float *values = keys + KEY_BLOCK * f->width;
-    state_clear(&b->part, b->padded, f->width);
-    for (int64_t j0 = begin; j0 < end; j0 += KEY_BLOCK) {
-        int64_t count = min_i64(KEY_BLOCK, end - j0), r = 0;
-        if (!f->c.plain && !range_any(&f->c, &b->range, j0, j0 + count))
-            continue;
-        key_rows(f, u, k, &f->c.k_scale, j0, end, &list);
-        pack_transposed_whole(keys, &list, f->c.width, k->dtype);
-        key_rows(f, u, v, &f->c.v_scale, j0, end, &list);
-        pack_rows_whole(values, &list, f->c.width, v->dtype);
-        bool few = count <= PANEL; /* keys: a tile of two vectors holds them all */
-        for (; r + TILE_ROWS <= b->count || (few && r < b->count); r += TILE_ROWS)
-            direct_step(TILE_ROWS, 2, f, b, r, keys, values, j0, end);
-        for (; r + 2 < b->count; r += 4)
-            direct_step(4, 2, f, b, r, keys, values, j0, end);
-        if (b->count - r == 2)
-            direct_step(2, MOST_VECTORS < 4 ? MOST_VECTORS : 4, f, b, r, keys, values, j0, end);
-        else if (b->count - r == 1)
-            direct_step(1, MOST_VECTORS, f, b, r, keys, values, j0, end);
-    }
-}
-
 /* ------------------------------------------------------------------ AMX */
 
 #if AMX_TILES
@@ -170,7 +112,7 @@ static void amx_split(const struct forward *f, const struct unit *u, struct rows
     state_clear(&b->part, b->padded, width);
     for (int64_t j0 = begin; j0 < end; j0 += KEY_BLOCK) {
         int64_t last = min_i64(j0 + KEY_BLOCK, end), from, to;
-        if (!f->c.plain && !range_any(&f->c, &b->range, j0, last))
+        if (!rows_any(f, b, j0, last))
             continue;
         char *keys, *values;
         if (u->keys) {
@@ -230,10 +172,13 @@ static __attribute__((noinline)) void merge_row(const struct state *total, const
     total->m[r] = m;
 }
 
-static void rows_store(const struct forward *f, const struct rows *b, const struct state *s) {
+static void rows_store(const struct forward *f, const struct unit *u, const struct rows *b,
+                       const struct state *s) {
     const struct attention_call *c = &f->c;
     const float *sink = c->sink.data;
     for (int64_t r = 0; r < b->count; r++) {
+        if (b->row[r] < 0)
+            continue;
         float l = vf_sum(vf_load(s->l + r * VF_WIDTH)), m = s->m[r], factor = f->keep_factor;
         if (sink) { /* one more score */
             float x = sink[b->head[r]] * (float)LOG2E, larger = x > m ? x : m;
@@ -244,6 +189,8 @@ static void rows_store(const struct forward *f, const struct rows *b, const stru
             m = larger;
         }
         void *o = (void *)(uintptr_t)element(&c->o, b->row[r], b->head[r]);
+        if (u->direct)
+            direct_order(f, s->o + r * f->width);
         row_from_float(o, c->o.dtype, s->o + r * f->width, c->width, l == 0 ? 0.0f : factor / l);
         if (c->lse.data)
             ((float *)c->lse.data)[b->head[r] * c->rows + b->row[r]] =
@@ -251,9 +198,6 @@ static void rows_store(const struct forward *f, const struct rows *b, const stru
     }
 }
 
-static int64_t row_blocks(const struct forward *f, const struct unit *u) {
-    return (u->rows + f->row_block - 1) / f->row_block;
-}
 static int64_t split_count(const struct unit *u) {
     int64_t n = (u->length + SPLIT_KEYS - 1) / SPLIT_KEYS;
     return n ? n : 1;
@@ -279,14 +223,13 @@ static void run_split(const struct forward *f, const struct unit *u, struct rows
     if (u->keys)
         packed_split(f, u, b, begin, end);
     else
-        direct_split(f, u, b, begin, end, b->block);
+        direct_split(f, u, b, begin, end);
 }
 
 /* Whether rows of b, which see no keys from `seen` on, see any of a split. */
 static bool split_seen(const struct forward *f, const struct rows *b, int64_t split, int64_t seen) {
     int64_t begin = split * SPLIT_KEYS;
-    return begin < seen &&
-           (f->c.plain || range_any(&f->c, &b->range, begin, min_i64(begin + SPLIT_KEYS, seen)));
+    return begin < seen && rows_any(f, b, begin, min_i64(begin + SPLIT_KEYS, seen));
 }
 
 static const struct unit *find_unit(const struct forward *f, int64_t task, bool blocks) {
@@ -306,8 +249,8 @@ static const struct unit *find_unit(const struct forward *f, int64_t task, bool 
 static struct rows task_rows(const struct forward *f, const struct unit *u, int64_t block,
                              int worker) {
     struct rows b = rows_at(f->worker + worker * f->worker_bytes, f->width);
-    int64_t begin = (row_blocks(f, u) - 1 - block) * f->row_block;
-    rows_load(f, u, begin, min_i64(f->row_block, u->rows - begin), &b);
+    int64_t begin = (u->blocks - 1 - block) * u->row_block;
+    rows_load(f, u, begin, min_i64(u->row_block, u->rows - begin), &b);
     return b;
 }
 
@@ -335,7 +278,7 @@ static void run_tasks(void *arg, int64_t begin, int64_t end, int worker) {
         }
         if (!some)
             state_clear(&b.total, b.count, f->width);
-        rows_store(f, &b, &b.total);
+        rows_store(f, u, &b, &b.total);
     }
     tiles_end(f);
 }
@@ -351,9 +294,8 @@ static void run_split_tasks(void *arg, int64_t begin, int64_t end, int worker) {
         int64_t seen = rows_seen(&b), split = local % splits;
         if (!split_seen(f, &b, split, seen))
             continue;
-        b.part =
-            state_at(u->partial + local * state_floats(round_up(f->row_block, f->step), f->width),
-                     round_up(f->row_block, f->step), f->width);
+        b.part = state_at(u->partial + local * state_floats(u->state_rows, f->width), u->state_rows,
+                          f->width);
         run_split(f, u, &b, split, seen);
     }
     tiles_end(f);
@@ -364,10 +306,10 @@ static void run_merges(void *arg, int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; i++) {
         int64_t task = i;
         const struct unit *u = f->unit;
-        for (; task >= row_blocks(f, u); u++)
-            task -= row_blocks(f, u);
+        for (; task >= u->blocks; u++)
+            task -= u->blocks;
         struct rows b = task_rows(f, u, task, worker);
-        int64_t seen = rows_seen(&b), rows = round_up(f->row_block, f->step);
+        int64_t seen = rows_seen(&b), rows = u->state_rows;
         float *memory = u->partial + task * split_count(u) * state_floats(rows, f->width);
         struct state total = b.total;
         bool some = false;
@@ -385,7 +327,7 @@ static void run_merges(void *arg, int64_t begin, int64_t end, int worker) {
         }
         if (!some)
             state_clear(&total, b.count, f->width);
-        rows_store(f, &b, &total);
+        rows_store(f, u, &b, &total);
     }
 }
 
@@ -417,6 +359,29 @@ static void run_packing(void *arg, int64_t begin, int64_t end, int worker) {
 
 /* ------------------------------------------------------------------ waves */
 
+/* How many key/value heads a direct unit has: those whose rows lie side by side in the cache, but
+ * few enough to leave every thread something to do. */
+static int64_t direct_heads(const struct forward *f, int64_t rows, int64_t splits) {
+    const struct attention_call *c = &f->c;
+    int64_t most = min_i64(c->kv_heads, ROW_BLOCK / direct_padded(rows));
+    bool apart = c->k.stride[1] * c->kv_heads > c->k.stride[0] ||
+                 c->v.stride[1] * c->kv_heads > c->v.stride[0];
+    if (f->amx || apart)
+        return 1;
+    int64_t wanted = 2 * threads_count();
+    while (most > 1 && c->sequences * splits * ((c->kv_heads + most - 1) / most) < wanted)
+        most = (most + 1) / 2;
+    return most;
+}
+
+/* Cuts a unit's rows into blocks. */
+static void unit_cut(const struct forward *f, struct unit *u) {
+    u->row_block = u->direct ? min_i64(u->rows, ROW_BLOCK) : f->row_block;
+    u->blocks = (u->rows + u->row_block - 1) / u->row_block;
+    u->state_rows =
+        u->direct ? u->heads * direct_padded(u->row_block) : round_up(u->row_block, f->step);
+}
+
 /* Takes the next units until their packed keys fill a wave; false when none are left. */
 static bool wave_next(struct forward *f) {
     const struct attention_call *c = &f->c;
@@ -431,9 +396,12 @@ static bool wave_next(struct forward *f) {
             continue;
         }
         struct unit *u = &f->unit[f->units];
-        *u = (struct unit){.sequence = s, .kv_head = f->next_head, .rows = rows};
+        *u = (struct unit){.sequence = s, .kv_head = f->next_head, .heads = 1, .rows = rows};
         u->length = c->kv_length[s];
-        if (rows > DIRECT_ROWS && u->length > 0) {
+        bool direct = rows <= DIRECT_ROWS || u->length == 0;
+        u->direct = direct && !f->amx;
+        u->first_block = f->blocks;
+        if (!direct) {
             int64_t keys = round_up(u->length, KEY_BLOCK);
             int64_t key_bytes = f->amx ? f->width * 2 : c->width * 4;
             int64_t bytes = keys * (key_bytes + f->width * (f->amx ? 2 : 4));
@@ -441,13 +409,12 @@ static bool wave_next(struct forward *f) {
                 break;
             u->keys = (float *)((uintptr_t)f->packed + (uintptr_t)packed);
             u->values = (float *)((uintptr_t)u->keys + (uintptr_t)(keys * key_bytes));
-            u->first_block = f->blocks;
             f->blocks += keys / KEY_BLOCK;
             packed += bytes;
-        } else
-            u->first_block = f->blocks;
-        pairs += (double)rows * (double)u->length;
-        f->next_head++;
+        } else if (rows <= DIRECT_ROWS)
+            u->heads = min_i64(direct_heads(f, rows, split_count(u)), c->kv_heads - f->next_head);
+        pairs += (double)(rows * u->heads) * (double)u->length;
+        f->next_head += u->heads;
         f->units++;
     }
     /* Blocks of rows: smaller ones where there is too little for the threads. */
@@ -457,7 +424,8 @@ static bool wave_next(struct forward *f) {
     for (;;) {
         int64_t tasks = 0, splits = 0;
         for (int64_t i = 0; i < f->units; i++) {
-            tasks += row_blocks(f, &f->unit[i]);
+            unit_cut(f, &f->unit[i]);
+            tasks += f->unit[i].blocks;
             splits = max_i64(splits, split_count(&f->unit[i]));
         }
         f->tasks = tasks;
@@ -473,12 +441,12 @@ static bool wave_next(struct forward *f) {
     int64_t first = 0, partial = 0;
     for (int64_t i = 0; i < f->units; i++) {
         struct unit *u = &f->unit[i];
-        int64_t tasks = row_blocks(f, u) * (f->splits_parallel ? split_count(u) : 1);
+        int64_t tasks = u->blocks * (f->splits_parallel ? split_count(u) : 1);
         u->first_task = first;
         first += tasks;
         if (f->splits_parallel) {
             u->partial = (float *)((uintptr_t)f->partial + (uintptr_t)partial);
-            partial += tasks * 4 * state_floats(round_up(f->row_block, f->step), f->width);
+            partial += tasks * 4 * state_floats(u->state_rows, f->width);
         }
     }
     f->packed_bytes = max_i64(f->packed_bytes, packed);
@@ -502,7 +470,7 @@ static void wave_run(struct forward *f) {
         return;
     }
     const struct unit *last = &f->unit[f->units - 1];
-    parallel_for(last->first_task + row_blocks(f, last) * split_count(last), 1, run_split_tasks, f);
+    parallel_for(last->first_task + last->blocks * split_count(last), 1, run_split_tasks, f);
     parallel_for(tasks, 1, run_merges, f);
 }
 

@@ -15,13 +15,16 @@
 #define MOST_STEP TILE_ROWS
 #endif
 #define WAVE_UNITS 256
+#define GRANULE 32 /* keys of a step of direct units */
 
 struct unit {
-    int64_t sequence, kv_head;
-    int64_t rows, length; /* query rows of the group; keys */
-    float *keys, *values; /* packed (with AMX: bf16); NULL: direct */
-    float *partial;       /* one softmax state for each task, where splits run in parallel */
-    int64_t first_task, first_block; /* within the wave */
+    int64_t sequence, kv_head, heads; /* several key/value heads: direct */
+    int64_t rows, length;             /* query rows of a group; keys */
+    float *keys, *values;             /* packed (with AMX: bf16); NULL: direct */
+    float *partial; /* one softmax state for each task, where splits run in parallel */
+    int64_t first_task, first_block;       /* within the wave */
+    int64_t row_block, blocks, state_rows; /* rows of a block; blocks; rows of a block's state */
+    bool direct;                           /* attention_direct.h; AMX: no */
 };
 
 struct forward {
@@ -52,6 +55,9 @@ struct state {
 struct rows {
     int64_t count, padded; /* padded to `step` with rows that see nothing */
     int64_t step;
+    /* Direct: those of several heads behind one another, `each` of a head, padded to padded_each
+     * with rows that see nothing and have row -1. */
+    int64_t heads, each, padded_each;
     float *q;      /* [padded, width], times q_factor; with AMX strips of bf16 */
     float *s;      /* scores of a step [MOST_STEP, KEY_BLOCK] */
     float *p;      /* with AMX: the probabilities, a strip of bf16 */
@@ -60,7 +66,10 @@ struct rows {
     int32_t *head, *index;  /* index: of the row in its sequence */
     struct row_range range; /* all of them */
     int64_t length;         /* keys of the sequence */
-    float *block; /* K and V of a block of keys [2, KEY_BLOCK, width], if not packed beforehand */
+    /* If keys are not packed beforehand: a panel of keys (AMX: a block of K and V), at most
+     * [KEY_BLOCK, width], and the scores of two blocks [2, ROW_BLOCK, KEY_BLOCK]. */
+    float *block, *scores;
+    char *copy; /* of GRANULE rows of one head's keys */
     struct state part, total;
 };
 
@@ -73,9 +82,10 @@ static struct state state_at(float *memory, int64_t rows, int64_t width) {
 }
 
 static int64_t worker_size(int64_t width) {
-    int64_t bytes = (ROW_BLOCK * width + (2 * MOST_STEP + 2 * width) * KEY_BLOCK) * 4;
+    int64_t bytes = (ROW_BLOCK * width + (2 * MOST_STEP + width + 2 * ROW_BLOCK) * KEY_BLOCK) * 4;
     bytes += ROW_BLOCK * (3 * 8 + 2 * 4);
     bytes += 2 * 4 * state_floats(ROW_BLOCK, width);
+    bytes = round_up(bytes, 64) + GRANULE * width * 4;
     return round_up(bytes, 4096) + 64 * 9; /* not a power of two apart */
 }
 
@@ -83,7 +93,8 @@ static struct rows rows_at(char *memory, int64_t width) {
     struct rows b = {0};
     b.q = (float *)memory;
     b.block = b.q + ROW_BLOCK * width;
-    b.s = b.block + 2 * KEY_BLOCK * width;
+    b.scores = b.block + KEY_BLOCK * width;
+    b.s = b.scores + 2 * ROW_BLOCK * KEY_BLOCK;
     b.p = b.s + MOST_STEP * KEY_BLOCK;
     float *state = b.p + MOST_STEP * KEY_BLOCK;
     b.part = state_at(state, ROW_BLOCK, width);
@@ -93,6 +104,7 @@ static struct rows rows_at(char *memory, int64_t width) {
     b.position = b.row + ROW_BLOCK;
     b.head = (int32_t *)(b.position + ROW_BLOCK);
     b.index = b.head + ROW_BLOCK;
+    b.copy = memory + round_up((char *)(b.index + ROW_BLOCK) - memory, 64);
     return b;
 }
 
@@ -112,35 +124,50 @@ static void query_load(const struct forward *f, struct rows *b, int64_t r, const
         memset(b->q + r * f->width, 0, (size_t)f->width * 4);
 }
 
-/* Gathers rows [begin, begin + count) of a unit. */
+/* Rows of a head that go directly: the nearest number that tiles of 1, 2, 4 and 6 make up. */
+SIMD int64_t direct_padded(int64_t rows) {
+    return rows == 1 ? 1 : round_up(rows, 2);
+}
+
+/* Gathers rows [begin, begin + count) of each of a unit's heads. */
 static void rows_load(const struct forward *f, const struct unit *u, int64_t begin, int64_t count,
                       struct rows *b) {
     const struct attention_call *c = &f->c;
     int64_t first = c->q_offsets[u->sequence];
     int64_t ahead = u->length - (c->q_offsets[u->sequence + 1] - first);
-    b->count = count;
     b->step = f->step;
 #if AMX_TILES
     if (f->amx && !u->keys)
         b->step = AMX_STEP_DIRECT;
 #endif
-    b->padded = round_up(count, b->step);
+    b->heads = u->heads;
+    b->each = count;
+    b->padded_each = u->direct ? direct_padded(count) : round_up(count, b->step);
+    b->padded = b->padded_each * u->heads;
+    b->count = u->direct ? b->padded : count;
     b->length = u->length;
     b->range = (struct row_range){u->sequence, u->kv_head, f->group, begin, count};
-    for (int64_t r = 0; r < count; r++) {
-        int64_t i = (begin + r) / f->group, head = u->kv_head * f->group + (begin + r) % f->group;
-        b->row[r] = first + i;
-        b->head[r] = (int32_t)head;
-        b->index[r] = (int32_t)i;
-        b->position[r] = ahead + i;
-        b->seen[r] = attention_visible(c, u->sequence, i, head);
-        query_load(f, b, r, element(&c->q, first + i, head));
-    }
-    for (int64_t r = count; r < b->padded; r++) {
-        b->row[r] = b->head[r] = b->index[r] = 0;
-        b->position[r] = b->seen[r] = 0;
-        query_load(f, b, r, NULL);
-    }
+    for (int64_t r = 0, k = 0; k < u->heads; k++)
+        for (int64_t n = 0; n < b->padded_each; n++, r++) {
+            int64_t i = (begin + n) / f->group;
+            int64_t head = (u->kv_head + k) * f->group + (begin + n) % f->group;
+            bool here = n < count;
+            b->row[r] = here ? first + i : -1;
+            b->head[r] = here ? (int32_t)head : 0;
+            b->index[r] = here ? (int32_t)i : 0;
+            b->position[r] = here ? ahead + i : 0;
+            b->seen[r] = here ? attention_visible(c, u->sequence, i, head) : 0;
+            query_load(f, b, r, here ? element(&c->q, first + i, head) : NULL);
+        }
+}
+
+/* Whether some row of b may see some key of [j0, j1). */
+static bool rows_any(const struct forward *f, const struct rows *b, int64_t j0, int64_t j1) {
+    struct row_range range = b->range;
+    for (int64_t k = 0; k < b->heads && !f->c.plain; k++, range.kv_head++)
+        if (range_any(&f->c, &range, j0, j1))
+            return true;
+    return f->c.plain;
 }
 
 static void state_clear(struct state *s, int64_t rows, int64_t width) {

@@ -93,9 +93,6 @@ SIMD void tile(int rows, int vectors, enum tile_start start, int64_t n, const fl
 
 /* ------------------------------------------------------------------ transposes and packing */
 
-/* x[i][j] becomes x[j][i]. */
-SIMD void transpose(vf x[VF_WIDTH]) {
-    vf y[VF_WIDTH];
 #if VF_WIDTH == 4
 #define SHUFFLE(a, b, i, j) __builtin_shufflevector(a, b, i, j, i + 1, j + 1)
 #define SHUFFLE_PAIR(a, b, i) __builtin_shufflevector(a, b, i, i + 1, i + 4, i + 5)
@@ -112,18 +109,26 @@ SIMD void transpose(vf x[VF_WIDTH]) {
     __builtin_shufflevector(a, b, i, i + 1, i + 16, i + 17, i + 4, i + 5, i + 20, i + 21, i + 8,   \
                             i + 9, i + 24, i + 25, i + 12, i + 13, i + 28, i + 29)
 #endif
+/* Within each 128 bits, a transpose of four vectors: y[i][j] = x[j][i]. */
+SIMD void transpose_quarters(vf y[4], const vf x[4]) {
+    vf a = SHUFFLE(x[0], x[1], 0, VF_WIDTH), b = SHUFFLE(x[0], x[1], 2, VF_WIDTH + 2);
+    vf c = SHUFFLE(x[2], x[3], 0, VF_WIDTH), d = SHUFFLE(x[2], x[3], 2, VF_WIDTH + 2);
+    y[0] = SHUFFLE_PAIR(a, c, 0);
+    y[1] = SHUFFLE_PAIR(a, c, 2);
+    y[2] = SHUFFLE_PAIR(b, d, 0);
+    y[3] = SHUFFLE_PAIR(b, d, 2);
+}
+#undef SHUFFLE
+#undef SHUFFLE_PAIR
+
+/* x[i][j] becomes x[j][i]. */
+SIMD void transpose(vf x[VF_WIDTH]) {
+    vf y[VF_WIDTH];
     /* Within 128-bit lanes, four rows at a time: y[4k + c] holds column c (mod 4) of rows 4k.. */
 #pragma GCC unroll 4
-    for (int k = 0; k < VF_WIDTH; k += 4) {
-        vf a = SHUFFLE(x[k], x[k + 1], 0, VF_WIDTH), b = SHUFFLE(x[k], x[k + 1], 2, VF_WIDTH + 2);
-        vf c = SHUFFLE(x[k + 2], x[k + 3], 0, VF_WIDTH);
-        vf d = SHUFFLE(x[k + 2], x[k + 3], 2, VF_WIDTH + 2);
-        y[k] = SHUFFLE_PAIR(a, c, 0);
-        y[k + 1] = SHUFFLE_PAIR(a, c, 2);
-        y[k + 2] = SHUFFLE_PAIR(b, d, 0);
-        y[k + 3] = SHUFFLE_PAIR(b, d, 2);
-    }
-    /* Then whole lanes. */
+    for (int k = 0; k < VF_WIDTH; k += 4)
+        transpose_quarters(y + k, x + k);
+        /* Then whole lanes. */
 #if VF_WIDTH == 4
     for (int c = 0; c < 4; c++)
         x[c] = y[c];
@@ -148,8 +153,6 @@ SIMD void transpose(vf x[VF_WIDTH]) {
 #undef LANES
     }
 #endif
-#undef SHUFFLE
-#undef SHUFFLE_PAIR
 }
 
 /* n lanes from element t on of a row; of 8-bit integers too. */
@@ -175,7 +178,7 @@ SIMD vf load_lanes(const void *row, enum dtype type, int64_t t, int n) {
 }
 
 /* Channels t .. t + n - 1 of VF_WIDTH rows: x[c] = channel t + c, a lane each row. */
-SIMD void load_transposed(const void *const *row, enum dtype type, int64_t t, int n,
+SIMD void load_transposed(const char *const *row, enum dtype type, int64_t t, int n,
                           vf x[VF_WIDTH]) {
 #pragma GCC unroll 16
     for (int i = 0; i < VF_WIDTH; i++)
@@ -183,12 +186,59 @@ SIMD void load_transposed(const void *const *row, enum dtype type, int64_t t, in
     transpose(x);
 }
 
+/* Units of 32 bits, VF_WIDTH of each of as many rows, from byte `offset` on: x[c] = units c. */
+SIMD void load_transposed_units(const char *const *row, int64_t offset, vf x[VF_WIDTH]) {
+#if VF_WIDTH == 8
+    /* Halves of rows are put together on the way in: what is left happens within 128 bits. */
+    vf y[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        const float *low = (const float *)(const void *)(row[i % 4] + offset + i / 4 * 16);
+        const float *high = (const float *)(const void *)(row[i % 4 + 4] + offset + i / 4 * 16);
+        y[i] = (vf)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)),
+                                        _mm_loadu_ps(high), 1);
+    }
+    transpose_quarters(x, y);
+    transpose_quarters(x + 4, y + 4);
+#else
+#pragma GCC unroll 16
+    for (int i = 0; i < VF_WIDTH; i++)
+        x[i] = vf_load((const float *)(const void *)(row[i] + offset));
+    transpose(x);
+#endif
+}
+
+/* PANEL channels from t on of VF_WIDTH rows to out [PANEL][panel], a lane each row; 8-bit integers
+ * times `scale`. bf16 moves as pairs of channels. */
+SIMD void transpose_channels(float *out, int64_t panel, const char *const *row, int64_t t, vf scale,
+                             enum dtype type) {
+    vf x[VF_WIDTH];
+    if (type == DT_BF16) {
+        load_transposed_units(row, 2 * t, x);
+#pragma GCC unroll 16
+        for (int c = 0; c < VF_WIDTH; c++) {
+            vf_store(out + 2 * c * panel, (vf)((vu)x[c] << 16));
+            vf_store(out + (2 * c + 1) * panel, (vf)((vu)x[c] & (vu)vi_set((int32_t)0xffff0000u)));
+        }
+        return;
+    }
+    for (int k = 0; k < 2; k++, t += VF_WIDTH, out += VF_WIDTH * panel) {
+        if (type == DT_F32)
+            load_transposed_units(row, 4 * t, x);
+        else
+            load_transposed(row, type, t, VF_WIDTH, x);
+#pragma GCC unroll 16
+        for (int c = 0; c < VF_WIDTH; c++)
+            vf_store(out + c * panel, type == DT_I8 ? x[c] * scale : x[c]);
+    }
+}
+
 #define PREFETCH_ROWS 16
 
 /* A list of rows to pack: `count` of them, and more to be fetched ahead; with 8-bit integers the
  * scale of each. */
 struct row_list {
-    const void *row[KEY_BLOCK + PREFETCH_ROWS];
+    const char *row[KEY_BLOCK + PREFETCH_ROWS];
     float scale[KEY_BLOCK];
     int64_t count;
 };
@@ -197,7 +247,7 @@ struct row_list {
  * follow them up to key `fill`, a multiple of VF_WIDTH; the rest is left as it was. */
 SIMD void pack_transposed_as(float *out, const struct row_list *list, int64_t d, int64_t fill,
                              int64_t panel, enum dtype type) {
-    const void *const *row = list->row;
+    const char *const *row = list->row;
     const int64_t count = list->count;
     const vf zero = vf_zero();
     const int64_t bytes = d * dtype_bytes(type);
@@ -214,26 +264,8 @@ SIMD void pack_transposed_as(float *out, const struct row_list *list, int64_t d,
             for (int64_t at = 0; at < bytes; at += 64)
                 __builtin_prefetch((const char *)row[j + PREFETCH_ROWS + i] + at);
         vf x[VF_WIDTH], scale = type == DT_I8 ? vf_load(list->scale + j) : zero;
-        /* Pairs of bf16 channels, as units of 32 bits. */
-        for (; type == DT_BF16 && j + VF_WIDTH <= count && t + 2 * VF_WIDTH <= d;
-             t += 2 * VF_WIDTH, to += 2 * VF_WIDTH * panel) {
-#pragma GCC unroll 16
-            for (int i = 0; i < VF_WIDTH; i++)
-                x[i] = vf_load((const float *)(const void *)((const uint16_t *)row[j + i] + t));
-            transpose(x);
-#pragma GCC unroll 16
-            for (int c = 0; c < VF_WIDTH; c++) {
-                vf_store(to + 2 * c * panel, (vf)((vu)x[c] << 16));
-                vf_store(to + (2 * c + 1) * panel,
-                         (vf)((vu)x[c] & (vu)vi_set((int32_t)0xffff0000u)));
-            }
-        }
-        for (; j + VF_WIDTH <= count && t + VF_WIDTH <= d; t += VF_WIDTH, to += VF_WIDTH * panel) {
-            load_transposed(row + j, type, t, VF_WIDTH, x);
-#pragma GCC unroll 16
-            for (int c = 0; c < VF_WIDTH; c++)
-                vf_store(to + c * panel, type == DT_I8 ? x[c] * scale : x[c]);
-        }
+        for (; j + VF_WIDTH <= count && t + PANEL <= d; t += PANEL, to += PANEL * panel)
+            transpose_channels(to, panel, row + j, t, scale, type);
         for (; t < d; t += VF_WIDTH, to += VF_WIDTH * panel) {
             int n = (int)min_i64(VF_WIDTH, d - t);
             load_transposed(row + j, type, t, n, x);
@@ -254,7 +286,7 @@ SIMD vf load_scaled(const void *row, enum dtype type, int64_t t, int n, vf scale
  * were. */
 SIMD void pack_rows_as(float *out, const struct row_list *list, int64_t d, int64_t width,
                        int64_t panel, enum dtype type) {
-    const void *const *row = list->row;
+    const char *const *row = list->row;
     const int64_t count = list->count;
     const int64_t bytes = d * dtype_bytes(type), whole = d - d % panel;
     const int64_t next = panel * KEY_BLOCK;
@@ -301,19 +333,6 @@ NOT_ALL_USE void pack_transposed(float *out, const struct row_list *list, int64_
 NOT_ALL_USE void pack_rows(float *out, const struct row_list *list, int64_t d, enum dtype type) {
     PACK_AS(pack_rows_as, type, out, list, d, round_up(d, PANEL), PANEL);
 }
-/* In one panel: [d][KEY_BLOCK] and [KEY_BLOCK][width], for tiles of any width if there are more
- * keys than PANEL. */
-NOT_ALL_USE void pack_transposed_whole(float *out, const struct row_list *list, int64_t d,
-                                       enum dtype type) {
-    PACK_AS(pack_transposed_as, type, out, list, d, list->count <= PANEL ? PANEL : KEY_BLOCK,
-            KEY_BLOCK);
-}
-NOT_ALL_USE void pack_rows_whole(float *out, const struct row_list *list, int64_t d,
-                                 enum dtype type) {
-    int64_t width = round_up(d, PANEL);
-    PACK_AS(pack_rows_as, type, out, list, d, width, width);
-}
-
 /* One row of d channels, times `factor`, to fp32 padded with zeros to `width` (a multiple of
  * VF_WIDTH). */
 SIMD void row_to_float_as(float *out, const void *row, enum dtype type, int64_t d, int64_t width,
