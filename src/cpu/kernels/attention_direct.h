@@ -21,6 +21,7 @@
 #include "cpu/kernels/units.h"
 
 #define SPLIT_KEYS 1024
+#define LEAST_RUN 8         /* values of a page that are not copied */
 #define GROUP_KEYS VF_WIDTH /* keys transposed together */
 #define MOST_TILE (TILE_ROWS < 6 ? 4 : 6)
 
@@ -33,7 +34,6 @@ struct stream {
     int64_t step;     /* bytes from row to row */
     int64_t head_step, head_bytes;
     int64_t bytes;        /* of the unit's heads */
-    bool copied;          /* rows are copied before use */
     int64_t first, count; /* keys being fetched, counted from the split's first */
 };
 
@@ -74,7 +74,7 @@ SIMD void fetch(struct direct *t, int lines) {
         fetch_row(t);
 #pragma GCC unroll 16
     for (int i = 0; i < lines; i++)
-        __builtin_prefetch(t->at + 64 * i, 0, 2);
+        __builtin_prefetch(t->at + 64 * i);
     t->at += 64 * lines;
 }
 
@@ -94,7 +94,6 @@ static void stream_open(struct direct *t, struct stream *s, const struct tensor 
     s->head_step = x->stride[1] * size;
     s->head_bytes = d * size;
     s->bytes = ((t->u->heads - 1) * x->stride[1] + d) * size;
-    s->copied = t->f->c.pages || (s->step % 1024 == 0 && s->step > s->head_bytes);
     s->count = 0;
 }
 
@@ -143,6 +142,17 @@ SIMD void piece_copy(char *to, const char *from, int64_t bytes) {
         memcpy(to + i, from + i, (size_t)(bytes - i));
 }
 
+/* How many of the keys [j, j + n) lie behind one another. */
+static int64_t direct_run(const struct direct *t, int64_t j, int64_t n) {
+    if (!t->f->c.pages)
+        return n;
+    const int64_t *row = t->row + (j - t->first);
+    int64_t i = 0;
+    while (i < n && row[i] >= 0 && row[i] == row[0] + i)
+        i++;
+    return i;
+}
+
 /* Keys [j, j + n) of a head of the unit: at most GRANULE. Beyond the split's end there is anything
  * (nobody sees it, and there are no values of it); missing keys, which nobody sees, are zeros. */
 static struct pieces direct_pieces(struct direct *t, const struct stream *s, int64_t head,
@@ -154,7 +164,7 @@ static struct pieces direct_pieces(struct direct *t, const struct stream *s, int
         int64_t row = direct_row(t, j + i);
         t->scale[i] = row < 0 ? 0 : scales[row * heads + t->u->kv_head + head];
     }
-    if (!s->copied && there == n)
+    if (there == n && direct_run(t, j, n) == n)
         return (struct pieces){base + direct_row(t, j) * s->step, s->step, t->scale};
     for (int64_t i = 0; i < there; i++) {
         int64_t row = direct_row(t, j + i);
