@@ -9,7 +9,7 @@
     X(generate, "continue a text")                                                                 \
     X(tokenizer, "train a tokenizer; text to ids and back")                                        \
     X(export, "write a model in another dtype or with other settings")                             \
-    X(inspect, "parameters, FLOPs, memory and shapes of a model")                                  \
+    X(inspect, "look inside a model: attention, weights, shapes, parameters, memory, smoothing")   \
     X(attention, "attention on tensors of your own, forward and backward; pictures of masks")      \
     X(bench, "measure training, prefill, decoding, attention and matrix products on this machine") \
     X(lab, "the papers' experiments: tables beside the published figures, plots, findings")        \

@@ -109,6 +109,7 @@ int cmd_eval(int argc, char **argv) {
         {.kind = OPTION_HEADING, .help = "The model, changed where its parameters stay the same"},
         {"context", "N", "longest sequence", OPTION_INT, &overrides.context, 1, 1e8, NULL},
         VIEW_OPTIONS(overrides),
+        {"ablate", "LIST", ABLATE_HELP, OPTION_STRING, &o.ablate, 0, 0, NULL},
         {.kind = OPTION_HEADING, .help = "How"},
         {"dtype", "TYPE", "arithmetic of the matrices", OPTION_CHOICE, &o.dtype, 0, 0, "fp32|bf16"},
         {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|reference"},

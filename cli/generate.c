@@ -89,6 +89,7 @@ int cmd_generate(int argc, char **argv) {
          OPTION_INT, &e.context, 1, 1e9, NULL},
         {.kind = OPTION_HEADING, .help = "The model, changed where its parameters stay the same"},
         VIEW_OPTIONS(overrides),
+        {"ablate", "LIST", ABLATE_HELP, OPTION_STRING, &e.ablate, 0, 0, NULL},
         {.kind = OPTION_HEADING, .help = "How"},
         {"dtype", "TYPE", "arithmetic of the matrices", OPTION_CHOICE, &e.dtype, 0, 0, "bf16|fp32"},
         {"device", "NAME", "", OPTION_CHOICE, &e.device, 0, 0, "cpu|reference"},

@@ -1,4 +1,5 @@
 /* tril inspect: what a model consists of, costs and looks like inside. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -74,6 +75,49 @@ static tril_status show_params(const struct tril_model_source *source, int64_t s
     printf("\n  exactly %.0f parameters; training: %s FLOPs a token\n", c.total,
            human(c.train_flops, a));
     return TRIL_OK;
+}
+
+/* The same width cut into 1, 2, 4, ... heads. */
+static tril_status show_heads(const struct tril_model_source *source, int64_t seq, bool json,
+                              struct tril_error *err) {
+    struct tril_model_info i;
+    struct tril_counts c;
+    json_t *rows = json_array();
+    tril_status st = tril_inspect_params(source, seq, &i, &c, err);
+    const int64_t width = st == TRIL_OK ? i.heads * i.head_dim : 0;
+    if (st == TRIL_OK && !json)
+        printf("  %6s %8s %14s %12s %14s %14s %16s\n", "heads", "of width", "parameters",
+               "in attention", "FLOPs a token", "of the scores", "scores a layer");
+    for (int64_t H = 1; st == TRIL_OK && H <= width && H <= 256; H *= 2) {
+        char flops[32], scores[32], held[32];
+        struct tril_model_source cut = *source;
+        if (width % H || width / H > 256)
+            continue;
+        cut.overrides.heads = cut.overrides.kv_heads = H;
+        cut.overrides.head_dim = width / H;
+        st = tril_inspect_params(&cut, seq, &i, &c, err);
+        if (st != TRIL_OK)
+            break;
+        const double T = (double)(seq > 0 ? seq : i.context), numbers = (double)H * T * T;
+        json_array_append_new(rows, json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:f}", "heads",
+                                              (json_int_t)H, "head_dim", (json_int_t)i.head_dim,
+                                              "parameters", c.total, "attention", c.attention,
+                                              "flops_per_token", c.flops_total, "flops_scores",
+                                              c.flops_scores, "scores", numbers));
+        if (!json)
+            printf("  %6lld %8lld %14.0f %12.0f %14s %14s %16s\n", (long long)H,
+                   (long long)i.head_dim, c.total, c.attention, human(c.flops_total, flops),
+                   human(c.flops_scores, scores), human(numbers, held));
+    }
+    if (st == TRIL_OK && json)
+        json_print(json_pack("{s:O}", "heads", rows));
+    else if (st == TRIL_OK)
+        printf("\n  Parameters and products do not depend on the number of heads. What does: the\n"
+               "  scores, H T^2 exponentials a layer (T = %lld), held in memory unless attention\n"
+               "  is computed in tiles.\n",
+               (long long)(seq > 0 ? seq : i.context));
+    json_decref(rows);
+    return st;
 }
 
 /* ------------------------------------------------------------------ memory */
@@ -161,19 +205,91 @@ static tril_status show_shapes(const struct tril_model_source *source, int64_t s
         json_print(l.rows);
     else
         json_decref(l.rows);
+    if (st != TRIL_OK || json)
+        return st;
+    struct tril_model_info i;
+    struct tril_counts counts;
+    st = tril_inspect_params(source, seq, &i, &counts, err);
+    if (st == TRIL_OK)
+        printf("\n  a token in attention: %lld -> %lld x %lld -> %lld\n", (long long)i.dim,
+               (long long)i.heads, (long long)i.head_dim, (long long)i.dim);
     return st;
+}
+
+/* ------------------------------------------------------------------ weights */
+
+static void weights_json(const struct tril_weights *w) {
+    json_t *rows = json_array();
+    for (int64_t i = 0; i < w->count; i++) {
+        const struct tril_weight_row *r = &w->rows[i];
+        json_t *bins = json_array();
+        for (int b = 0; b < TRIL_WEIGHT_BINS; b++)
+            json_array_append_new(bins, json_integer(r->bins[b]));
+        json_t *row =
+            json_pack("{s:s, s:i, s:[I,I], s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:o}", "name",
+                      r->name, "layer", r->layer, "shape", (json_int_t)r->rows, (json_int_t)r->cols,
+                      "dtype", r->dtype, "mean", r->mean, "std", r->std, "min", r->min, "max",
+                      r->max, "near_zero", r->near_zero, "reach", r->reach, "bins", bins);
+        if (isfinite(r->kurtosis))
+            json_object_set_new(row, "kurtosis", json_real(r->kurtosis));
+        if (isfinite(r->stable_rank)) {
+            json_object_set_new(row, "spectral", json_real(r->spectral));
+            json_object_set_new(row, "stable_rank", json_real(r->stable_rank));
+        }
+        json_array_append_new(rows, row);
+    }
+    json_print(json_pack("{s:o}", "tensors", rows));
+}
+
+static tril_status show_weights(const char *model, const char *csv, const char *svg, bool json,
+                                struct tril_error *err) {
+    struct tril_weights w;
+    tril_status st = tril_inspect_weights(model, csv, svg, &w, err);
+    if (st != TRIL_OK)
+        return st;
+    if (json) {
+        weights_json(&w);
+    } else {
+        printf("  %-44s %13s %9s %9s %9s %9s %8s %7s %9s %8s\n", "tensor", "shape", "mean", "std",
+               "min", "max", "kurtosis", "near 0", "spectral", "rank");
+        for (int64_t i = 0; i < w.count; i++) {
+            const struct tril_weight_row *r = &w.rows[i];
+            char shape[32];
+            if (r->rows > 1)
+                snprintf(shape, sizeof shape, "%lld x %lld", (long long)r->rows,
+                         (long long)r->cols);
+            else
+                snprintf(shape, sizeof shape, "%lld", (long long)r->cols);
+            printf("  %-44s %13s %9.2g %9.4f %9.4f %9.4f", r->name, shape, r->mean, r->std, r->min,
+                   r->max);
+            if (isfinite(r->kurtosis))
+                printf(" %8.2f %6.1f%%", r->kurtosis, 100 * r->near_zero);
+            if (isfinite(r->stable_rank))
+                printf(" %9.3f %8.1f", r->spectral, r->stable_rank);
+            putchar('\n');
+        }
+        printf(
+            "\n  kurtosis: 3 when normal; near 0: within a tenth of the standard deviation (8.0%% "
+            "when normal);\n  spectral: the largest singular value; rank: the stable rank, how "
+            "many directions matter\n");
+    }
+    tril_weights_free(&w);
+    return TRIL_OK;
 }
 
 int cmd_inspect(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "attention") == 0)
         return cmd_inspect_attention(argc - 1, argv + 1);
+    if (argc > 1 && strcmp(argv[1], "smoothing") == 0)
+        return cmd_inspect_smoothing(argc - 1, argv + 1);
     struct tril_model_source source = {.overrides = tril_model_overrides_none()};
     struct tril_memory_options m = {
         .training = true, .batch = 8, .dtype = "bf16", .recompute = "none"};
     struct model_flags flags = {0};
     struct tril_error err = {0};
     bool params = false, memory = false, shapes = false, all = false, inference = false,
-         json = false;
+         json = false, weights = false, by_heads = false;
+    const char *csv = NULL, *svg = NULL;
     int64_t threads = 0;
     int code = 0;
     const struct option options[] = {
@@ -187,11 +303,17 @@ int cmd_inspect(int argc, char **argv) {
         {.kind = OPTION_HEADING, .help = "What to show"},
         {"params", NULL, "parameters and FLOPs by part (the default)", OPTION_FLAG, &params, 0, 0,
          NULL},
+        {"by-heads", NULL, "the same width cut into 1, 2, 4, ... heads, side by side", OPTION_FLAG,
+         &by_heads, 0, 0, NULL},
         {"memory", NULL, "predicted memory of a training step (nothing is allocated)", OPTION_FLAG,
          &memory, 0, 0, NULL},
         {"inference", NULL, "... of inference instead", OPTION_FLAG, &inference, 0, 0, NULL},
         {"shapes", NULL, "every tensor of one real forward pass", OPTION_FLAG, &shapes, 0, 0, NULL},
         {"all", NULL, "... of every layer, not the first alone", OPTION_FLAG, &all, 0, 0, NULL},
+        {"weights", NULL, "the distribution of every tensor of a checkpoint", OPTION_FLAG, &weights,
+         0, 0, NULL},
+        {"csv", "FILE", "... as a table", OPTION_STRING, &csv, 0, 0, NULL},
+        {"svg", "FILE", "... as histograms, layers side by side", OPTION_STRING, &svg, 0, 0, NULL},
         {.kind = OPTION_HEADING, .help = "At which size"},
         {"batch", "B", "rows (8)", OPTION_INT, &m.batch, 1, 1e7, NULL},
         {"seq", "T", "tokens a row (default: the context; shapes: 16)", OPTION_INT, &m.seq, 1, 1e9,
@@ -203,10 +325,11 @@ int cmd_inspect(int argc, char **argv) {
     };
     const struct command command = {
         .name = "inspect",
-        .usage =
-            "(--model DIR | --preset NAME | --config FILE) [--params] [--memory] [--shapes]\n"
-            "tril inspect attention --help: what every head looks at, as a page, picture or arrays",
-        .summary = "Parameters, FLOPs, memory and shapes of a model.",
+        .usage = "(--model DIR | --preset NAME | --config FILE) [--params] [--memory] [--shapes]\n"
+                 "tril inspect attention --help: what every head looks at, as a page, a picture or "
+                 "arrays\n"
+                 "tril inspect smoothing --help: how alike tokens become from layer to layer",
+        .summary = "Parameters, FLOPs, memory, shapes and weights of a model.",
         .examples = "  tril inspect --preset gpt2\n"
                     "  tril inspect --preset gpt2 --memory --batch 4 --seq 1024 --recompute full\n"
                     "  tril inspect --preset model3 --dim 128 --heads 4 --shapes\n"
@@ -233,7 +356,11 @@ int cmd_inspect(int argc, char **argv) {
         if (st == TRIL_OK)
             st = show_memory(&source, &m, json, &err);
     }
-    if (st == TRIL_OK && (params || !(shapes || memory || inference)))
+    if (st == TRIL_OK && by_heads)
+        st = show_heads(&source, m.seq, json, &err);
+    if (st == TRIL_OK && weights)
+        st = show_weights(source.model, csv, svg, json, &err);
+    if (st == TRIL_OK && (params || !(shapes || memory || inference || weights || by_heads)))
         st = show_params(&source, m.seq, json, &err);
     return st == TRIL_OK ? 0 : command_fail("inspect", st, &err);
 }

@@ -3,5 +3,6 @@
 #define CLI_INSPECT_H
 
 int cmd_inspect_attention(int argc, char **argv);
+int cmd_inspect_smoothing(int argc, char **argv);
 
 #endif

@@ -32,11 +32,12 @@ static void print_json(const struct tril_look *k) {
     }
     for (int64_t i = 0; i < k->head_count; i++) {
         const struct tril_look_head *h = &k->heads[i];
-        json_array_append_new(heads, json_pack("{s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
-                                               "layer", h->layer, "head", h->head, "entropy",
-                                               h->entropy, "distance", h->distance, "first",
-                                               h->first, "previous", h->previous, "self", h->self,
-                                               "sink", h->sink, "largest", h->largest));
+        json_array_append_new(heads,
+                              json_pack("{s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
+                                        "layer", h->layer, "head", h->head, "entropy", h->entropy,
+                                        "distance", h->distance, "first", h->first, "previous",
+                                        h->previous, "self", h->self, "sink", h->sink, "largest",
+                                        h->largest, "uniform", h->uniform));
     }
     struct tril_build_info b;
     tril_build_info_get(&b);
@@ -120,8 +121,7 @@ int cmd_inspect_attention(int argc, char **argv) {
         {"config", "FILE", "random weights of a config.json", OPTION_STRING, &source.config, 0, 0,
          NULL},
         MODEL_OPTIONS(source.overrides, flags),
-        {"ablate", "LIST", "switch parts off, as in tril eval", OPTION_STRING, &o.ablate, 0, 0,
-         NULL},
+        {"ablate", "LIST", ABLATE_HELP, OPTION_STRING, &o.ablate, 0, 0, NULL},
         {.kind = OPTION_HEADING, .help = "Which text"},
         {"prompt", "TEXT", "", OPTION_STRING, &o.prompt, 0, 0, NULL},
         {"prompt-file", "FILE", "'-': standard input", OPTION_STRING, &file, 0, 0, NULL},

@@ -12,6 +12,9 @@ struct model_flags {
     bool tied, untied, qk_norm, no_bias;
 };
 
+#define ABLATE_HELP                                                                                \
+    "parts to switch off: mlp, attention, layer:L, head:L.H, residual, norm, q, scale, position"
+
 /* Rows for what changes no parameter, so that a trained model can be opened with them; `o` is a
  * struct tril_model_overrides. */
 #define VIEW_OPTIONS(o)                                                                              \

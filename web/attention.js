@@ -19,7 +19,9 @@ const MEASURES = [
   { key: 4, name: "itself", title: "Itself", share: true },
   { key: 5, name: "sink", title: "Sink", share: true },
   { key: 6, name: "largest weight", title: "Largest weight", share: true },
+  { key: 8, name: "evenness", title: "Evenness", share: true }, /* entropy, of what even weights would have */
 ];
+for (const f of meta.figures.flat()) f[8] = f[7] > 0 ? f[0] / f[7] : 1;
 const state = {
   layer: 0, head: 0, view: "weights", picked: -1, over: -1, cell: null,
   x: 0, y: 0, n: T, measure: 0, sorted: false,

@@ -22,6 +22,10 @@ struct tril_eval_options {
     /* Changes to the model that leave its parameters as they are: context, RoPE's scaling, mixers,
      * ... NULL: none. */
     const struct tril_model_overrides *overrides;
+    /* Parts to switch off, for this evaluation alone (NULL: none): a list of mlp, attention,
+     * layer:L, head:L.H, residual, norm, q, scale, position; docs/inspect.md. Not with gradients.
+     */
+    const char *ablate;
     int64_t seq;        /* window in tokens; 0: the context, at most 1024 */
     int64_t stride;     /* tokens between windows' starts; 0: seq (no overlap) */
     int64_t max_tokens; /* of the text; 0: all */

@@ -25,6 +25,7 @@ struct tril_engine_options {
                       * the model's context longer, where positions are not learned */
     /* As in eval.h. NULL: none. */
     const struct tril_model_overrides *overrides;
+    const char *ablate; /* parts to switch off, as in eval.h; NULL: none */
 };
 tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_options *options,
                              struct tril_error *err);

@@ -63,6 +63,36 @@ tril_status tril_inspect_shapes(const struct tril_model_source *source, int64_t 
                                 const char *dtype, tril_shape_visit *visit, void *arg,
                                 struct tril_error *err);
 
+/* ------------------------------------------------------------------ weights */
+
+enum { TRIL_WEIGHT_BINS = 48 };
+
+/* One tensor of a checkpoint. */
+struct tril_weight_row {
+    char name[128];     /* the checkpoint's */
+    int layer;          /* -1: outside the layers */
+    int64_t rows, cols; /* a vector has one row */
+    char dtype[8];
+    double mean, std, min, max;
+    double kurtosis;    /* 3 for a normal distribution */
+    double near_zero;   /* share of |x| < std / 10: 0.080 for a normal distribution */
+    double spectral;    /* largest singular value (power iteration); NaN for vectors */
+    double stable_rank; /* |W|_F^2 / spectral^2: how many directions matter; NaN for vectors */
+    /* Counts in equal bins of [-reach, reach], the outer ones with all beyond; one reach for all
+     * layers of a matrix. */
+    double reach;
+    int64_t bins[TRIL_WEIGHT_BINS];
+};
+struct tril_weights {
+    struct tril_weight_row *rows;
+    int64_t count;
+};
+/* Distribution of every tensor of a directory's checkpoint, in order of layers. csv: a table; svg:
+ * a histogram of each matrix, layers side by side; either may be NULL. */
+tril_status tril_inspect_weights(const char *model, const char *csv, const char *svg,
+                                 struct tril_weights *out, struct tril_error *err);
+void tril_weights_free(struct tril_weights *w);
+
 /* ------------------------------------------------------------------ attention */
 
 /* One real forward pass over a text through the usual kernels, and the mask, the scaled QK^T and
@@ -94,6 +124,7 @@ struct tril_look_options {
 struct tril_look_head {
     int layer, head;
     double entropy, distance, first, previous, self, sink, largest;
+    double uniform; /* the entropy that even weights would have */
 };
 
 struct tril_look {
@@ -113,6 +144,28 @@ struct tril_look {
 tril_status tril_look(const struct tril_look_options *options, struct tril_look *look,
                       struct tril_error *err);
 void tril_look_free(struct tril_look *look);
+
+/* ------------------------------------------------------------------ over-smoothing */
+
+/* Depth by depth: row 0 the embeddings, row l after layer l - 1 (counted from 0). */
+struct tril_smoothing_row {
+    double similarity; /* mean cosine between two tokens of a text */
+    double residual;   /* share of the tokens' norm that is left without their mean: 0 when all are
+                        * one (Dong et al. 2021) */
+    double norm;       /* root mean square over tokens */
+    double entropy, uniform; /* of the layer's attention, and of even weights; NaN in row 0 */
+};
+struct tril_smoothing {
+    struct tril_smoothing_row *rows;
+    int64_t count, tokens, windows;
+    double loss; /* nats per token */
+};
+/* How alike the tokens of a text become: the first `windows` windows of options->seq tokens (0: the
+ * context, at most 512), as means. Of the outputs only svg is used. csv_path may be NULL. */
+tril_status tril_smoothing(const struct tril_look_options *options, int64_t windows,
+                           const char *csv_path, struct tril_smoothing *out,
+                           struct tril_error *err);
+void tril_smoothing_free(struct tril_smoothing *s);
 
 #ifdef __cplusplus
 }

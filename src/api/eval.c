@@ -10,6 +10,7 @@
 #include "base/system.h"
 #include "formats/safetensors.h"
 #include "lab/kneser_ney.h"
+#include "model/ablate.h"
 #include "text/shard.h"
 #include "text/tokenizer.h"
 #include "train/evaluate.h"
@@ -31,6 +32,7 @@ static tril_status open_model(struct op_context *ctx, struct model **m,
         return error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16 or fp32, not '%s'", o->dtype);
     TRY(device_open(ctx, o->device, err));
     TRY(model_load(m, o->model, &options, ctx, err));
+    TRY(model_ablate(*m, o->ablate, err));
 done:
     return st;
 }

@@ -5,6 +5,7 @@
 
 #include "api/device.h"
 #include "infer/generator.h"
+#include "model/ablate.h"
 
 struct tril_engine {
     struct op_context ctx;
@@ -40,6 +41,7 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
         overrides.context = o->context;
     options.overrides = &overrides;
     TRY(model_load(&e->model, o->model, &options, &e->ctx, err));
+    TRY(model_ablate(e->model, o->ablate, err));
     if (o->tokenizer)
         TRY(tokenizer_load(&e->tokenizer, o->tokenizer, NULL, err));
     else if (tokenizer_load(&e->tokenizer, o->model, NULL, &tokenizer_error) != TRIL_OK)

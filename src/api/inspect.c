@@ -156,14 +156,12 @@ tril_status tril_inspect_shapes(const struct tril_model_source *source, int64_t 
         st = error_set(err, TRIL_ERR_MEMORY, "not enough memory for %lld tokens", (long long)n);
         goto done;
     }
-    int32_t offsets[2] = {0, (int32_t)n}, last = (int32_t)(n - 1);
-    struct batch b = {
-        .tokens = n, .sequences = 1, .ids = ids, .offsets = offsets, .rows = &last, .row_count = 0};
+    int32_t offsets[2] = {0, (int32_t)n};
+    struct batch b = {.tokens = n, .sequences = 1, .ids = ids, .offsets = offsets};
     struct workspace_options wo = {.max_tokens = n, .max_sequences = 1};
     TRY(workspace_create(&w, m, &wo, err));
     workspace_set_hook(w, trace, &s);
-    float *logits = malloc((size_t)m->config.vocab * sizeof *logits);
-    b.row_count = 1;
+    float *logits = malloc((size_t)(n * m->config.vocab) * sizeof *logits);
     st = logits ? model_forward(m, w, &b, logits, err)
                 : error_set(err, TRIL_ERR_MEMORY, "not enough memory for the logits");
     free(logits);

@@ -239,7 +239,7 @@ tril_status tril_look(const struct tril_look_options *o, struct tril_look *out,
             TRY(look_summarise(s.look, (int)l, h, &x, thumb, size, err));
             out->heads[out->head_count++] =
                 (struct tril_look_head){(int)l,     (int)h, x.entropy, x.distance, x.first,
-                                        x.previous, x.self, x.sink,    x.largest};
+                                        x.previous, x.self, x.sink,    x.largest,  x.uniform};
         }
     if (o->html)
         TRY(look_write_page(&s, o, out->heads, out->head_count, thumbs, size, err));

@@ -279,8 +279,8 @@ static tril_status meta_put(const struct inspected *s, const struct tril_look_op
             else
                 TRY(mask_number(masks, s, (int)l, h, &numbers[h], err));
             json_array_append_new(of_layer,
-                                  json_pack("[f,f,f,f,f,f,f]", x->entropy, x->distance, x->first,
-                                            x->previous, x->self, x->sink, x->largest));
+                                  json_pack("[f,f,f,f,f,f,f,f]", x->entropy, x->distance, x->first,
+                                            x->previous, x->self, x->sink, x->largest, x->uniform));
         }
         json_array_append_new(layers, layer_json(a, first * size * size, numbers));
         json_array_append_new(figures, of_layer);

@@ -65,12 +65,6 @@ static tril_status text_read(struct inspected *s, const struct tril_look_options
         s->tokens = o->seq;
     if (s->tokens < 1)
         return error_set(err, TRIL_ERR_ARGUMENT, "give at least one token");
-    if (s->tokens > s->m->config.context)
-        return error_set(err, TRIL_ERR_ARGUMENT,
-                         "the text has %lld tokens, the model's context is %lld: --seq %lld looks "
-                         "at the first of them",
-                         (long long)s->tokens, (long long)s->m->config.context,
-                         (long long)s->m->config.context);
 done:
     return st;
 }
@@ -118,12 +112,31 @@ static char *label_make(const struct tokenizer *t, int32_t id) {
     return label;
 }
 
-tril_status inspected_open(struct inspected *s, const struct tril_look_options *o,
-                           struct tril_error *err) {
+tril_status inspected_open_any(struct inspected *s, const struct tril_look_options *o,
+                               struct tril_error *err) {
     tril_status st;
     *s = (struct inspected){0};
     TRY(model_open(s, o, err));
     TRY(text_read(s, o, err));
+    TRY(look_create(&s->look, s->m, err));
+done:
+    if (st != TRIL_OK)
+        inspected_close(s);
+    return st;
+}
+
+tril_status inspected_open(struct inspected *s, const struct tril_look_options *o,
+                           struct tril_error *err) {
+    tril_status st;
+    TRY(inspected_open_any(s, o, err));
+    if (s->tokens > s->m->config.context) {
+        st = error_set(err, TRIL_ERR_ARGUMENT,
+                       "the text has %lld tokens, the model's context is %lld: --seq %lld looks at "
+                       "the first of them",
+                       (long long)s->tokens, (long long)s->m->config.context,
+                       (long long)s->m->config.context);
+        goto done;
+    }
     s->labels = calloc((size_t)s->tokens, sizeof *s->labels);
     if (!s->labels)
         TRY(no_memory(err));
@@ -132,7 +145,6 @@ tril_status inspected_open(struct inspected *s, const struct tril_look_options *
         if (!s->labels[i])
             TRY(no_memory(err));
     }
-    TRY(look_create(&s->look, s->m, err));
 done:
     if (st != TRIL_OK)
         inspected_close(s);

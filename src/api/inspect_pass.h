@@ -22,6 +22,9 @@ struct inspected {
  * ids, its first `seq` tokens. Nothing runs yet. */
 tril_status inspected_open(struct inspected *s, const struct tril_look_options *o,
                            struct tril_error *err);
+/* The same for a text of any length, without labels. */
+tril_status inspected_open_any(struct inspected *s, const struct tril_look_options *o,
+                               struct tril_error *err);
 void inspected_close(struct inspected *s);
 /* One pass, watched by s->look. */
 tril_status inspected_run(struct inspected *s, struct tril_error *err);

@@ -392,10 +392,12 @@ done:
 /* ------------------------------------------------------------------ summaries */
 
 static void summarise_row(struct look_summary *s, const float *p, int64_t keys, int64_t position,
-                          int64_t *rows) {
+                          const uint8_t *mask, int64_t *rows) {
+    int64_t visible = 0;
     double sum = 0, entropy = 0, distance = 0, largest = 0;
     for (int64_t j = 0; j < keys; j++) {
         const double x = (double)p[j];
+        visible += mask[j];
         if (!(x > 0))
             continue;
         sum += x;
@@ -409,6 +411,7 @@ static void summarise_row(struct look_summary *s, const float *p, int64_t keys, 
     s->entropy += entropy;
     s->distance += distance;
     s->largest += largest;
+    s->uniform += log((double)visible);
     s->sink += 1 - sum;
     s->first += (double)p[0];
     s->previous += position > 0 && position <= keys ? (double)p[position - 1] : 0;
@@ -420,12 +423,14 @@ tril_status look_summarise(const struct look *k, int layer, int64_t head,
                            struct tril_error *err) {
     struct look_head *h = NULL;
     float *p = NULL;
+    uint8_t *mask = NULL;
     int64_t counted = 0;
     tril_status st;
     *summary = (struct look_summary){0};
     TRY(look_head_open(&h, k, layer, head, err));
     const int64_t T = h->l->rows, M = h->l->keys, chunk = h->p.shape[0];
     TRY(mem_alloc((void **)&p, (size_t)(chunk * M) * sizeof *p, "a head's weights", err));
+    TRY(mem_alloc((void **)&mask, (size_t)M, "a row's mask", err));
     if (thumb)
         memset(thumb, 0, (size_t)(size * size) * sizeof *thumb);
     for (int64_t at = 0; at < T; at += chunk) {
@@ -433,7 +438,8 @@ tril_status look_summarise(const struct look *k, int layer, int64_t head,
         TRY(look_head_weights(h, at, n, p, err));
         for (int64_t i = 0; i < n; i++) {
             const float *row = p + i * M;
-            summarise_row(summary, row, M, at + i + M - T, &counted);
+            look_head_mask(h, at + i, 1, mask);
+            summarise_row(summary, row, M, at + i + M - T, mask, &counted);
             float *cells = thumb ? thumb + (at + i) * size / T * size : NULL;
             for (int64_t j = 0; cells && j < M; j++)
                 if (row[j] > cells[j * size / M])
@@ -442,13 +448,14 @@ tril_status look_summarise(const struct look *k, int layer, int64_t head,
     }
     double *const means[] = {&summary->entropy,  &summary->distance, &summary->first,
                              &summary->previous, &summary->self,     &summary->sink,
-                             &summary->largest};
+                             &summary->largest,  &summary->uniform};
     for (size_t i = 0; counted && i < sizeof means / sizeof *means; i++)
         *means[i] /= (double)counted;
     if (!k->layer[layer].sink)
         summary->sink = 0; /* what is left is rounding */
 done:
     mem_free(p);
+    mem_free(mask);
     look_head_close(h);
     return st;
 }

@@ -68,6 +68,7 @@ struct look_summary {
     double first, previous, self; /* on key 0, on the key before, on the query's own */
     double sink;                  /* taken by a learned sink: 1 - the row's sum */
     double largest;               /* the row's largest weight */
+    double uniform;               /* the entropy of even weights on all that the row sees */
 };
 /* Also fills thumb [size, size] (NULL: not) with the largest weight in each cell of a size x size
  * grid over the matrix; size must not be above T or M. */

@@ -81,4 +81,38 @@ refuse 2 'no softmax' "${look[@]}" --ids 1 --mixers linear --layer 0 --head 0 --
 refuse 2 '2048 tokens' inspect attention --preset nano --layers 1 --heads 1 --dim 8 --context 3000 --ids "$(seq 1 2100 | awk '{ print $1 % 50 }' | tr '\n' ' ')" --html "$out"
 refuse 2 'did you mean' "${look[@]}" --idz 1
 
+# ---- shapes, parameters, heads, weights, smoothing, ablations
+"$tril" inspect --preset model3 --dim 128 --heads 4 --shapes >"$dir/shapes"
+holds "$dir/shapes" '8 x 4 x 32' '128 -> 4 x 32 -> 128'
+"$tril" inspect --preset model3 --dim 128 --by-heads --json >"$dir/heads.json"
+[ "$(grep '"parameters"' "$dir/heads.json" | sort -u | wc -l)" = 1 ]
+[ "$(grep -c '"heads": [0-9]' "$dir/heads.json")" = 8 ]
+[ "$(grep '"scores"' "$dir/heads.json" | sort -u | wc -l)" = 8 ]
+model=$(cd "$(dirname "${BASH_SOURCE[0]}")/../golden/models" && pwd)/gpt2-tiny
+"$tril" inspect --model "$model" --weights --csv "$dir/w.csv" --svg "$dir/w.svg" >"$dir/weights"
+holds "$dir/weights" kurtosis spectral wte
+holds "$dir/w.csv" stable_rank wpe
+holds "$dir/w.svg" '<svg' 'layer 0'
+refuse 2 'checkpoint' inspect --preset nano --weights
+ids="1 5 9 2 8 3 7 4"
+"$tril" inspect smoothing --model "$model" --ids "$ids" --svg "$dir/s.svg" --csv "$dir/s.csv" >"$dir/s"
+holds "$dir/s" embeddings similarity
+holds "$dir/s.csv" residual entropy
+"$tril" inspect smoothing --model "$model" --ids "$ids" --ablate attention --json >"$dir/s.json"
+[ "$(grep -c entropy "$dir/s.json")" = 0 ]
+refuse 2 'two tokens' inspect smoothing --model "$model" --ids 3
+refuse 2 'one text' inspect smoothing --model "$model"
+"$tril" eval --model "$model" --ids "$ids" --json >"$dir/whole"
+for part in mlp attention layer:0 head:1.0 residual norm norm:final q scale position mlp:0,q:1; do
+    "$tril" eval --model "$model" --ids "$ids" --ablate "$part" --json >"$dir/part"
+    if cmp -s "$dir/whole" "$dir/part"; then
+        echo "FAILED: --ablate $part changes nothing"
+        exit 1
+    fi
+done
+refuse 2 'switched off' eval --model "$model" --ids "$ids" --ablate everything
+refuse 2 'its layers are' eval --model "$model" --ids "$ids" --ablate layer:99
+refuse 6 'inference alone' eval --model "$model" --ids "$ids" --ablate mlp --grads "$out"
+refuse 2 'which layer' generate --model "$model" --prompt x --ablate layer
+
 echo "inspect: all good"

@@ -128,6 +128,10 @@ static void check_head(const struct subject *s, const struct record *r, int l, i
         }
         assert_true(sink || fabs(due_sum - 1) < 1e-12);
         assert_true(fabs(sum - due_sum) <= 2 * (double)(2 * d + T + 8) * FLT_EPSILON * (size + 1));
+        double seen = 0;
+        for (int j = 0; j < T; j++)
+            seen += sees[j];
+        due.uniform += log(seen) / T;
         due.entropy += entropy / T;
         due.distance += distance / T;
         due.largest += largest / T;
