@@ -9,9 +9,11 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "model/carry.h"
 
 #define STATE_FILE "trainer_state.json"
 #define OPTIMISER_FILE "optimizer.safetensors"
+#define CARRY_FILE "carry.safetensors"
 
 static const char *const prefixes[] = {"exp_avg.", "exp_avg_sq.", "master."};
 
@@ -84,16 +86,18 @@ static void prune(const char *checkpoints, int64_t keep, int64_t best) {
 
 tril_status checkpoint_write(const char *out, struct model *m, const struct optimiser *o,
                              const struct tokenizer *tokenizer, const struct train_state *state,
-                             const json_t *options, enum dtype saved, int64_t keep,
-                             struct tril_error *err) {
+                             const json_t *options, const struct carry *carry, enum dtype saved,
+                             int64_t keep, struct tril_error *err) {
     tril_status st = TRIL_OK;
     char name[64], temporary[72];
     char *checkpoints = path_join(out, "checkpoints"), *dir = NULL, *final = NULL, *arenas = NULL;
+    char *carried = NULL;
     const float *const arrays[] = {o->mean, o->square, m->master};
     snprintf(name, sizeof name, "step-%" PRId64, state->step);
     snprintf(temporary, sizeof temporary, ".tmp-%s", name);
     if (!checkpoints || !(dir = path_join(checkpoints, temporary)) ||
-        !(final = path_join(checkpoints, name)) || !(arenas = path_join(dir, OPTIMISER_FILE))) {
+        !(final = path_join(checkpoints, name)) || !(arenas = path_join(dir, OPTIMISER_FILE)) ||
+        !(carried = path_join(dir, CARRY_FILE))) {
         st = no_memory(err);
         goto done;
     }
@@ -103,6 +107,8 @@ tril_status checkpoint_write(const char *out, struct model *m, const struct opti
     TRY(checkpoint_write_final(dir, m, tokenizer, saved, err));
     /* Rounded weights cannot be resumed from: the masters then lie with the optimiser. */
     TRY(model_arena_write(m, arrays, prefixes, saved == DT_F32 ? 2 : 3, arenas, DT_F32, err));
+    if (carry)
+        TRY(carry_write(carry, carried, err));
     TRY(write_state(dir, state, options, err));
     TRY(dir_sync(dir, err));
     if (path_exists(final))
@@ -118,6 +124,7 @@ done:
         struct tril_error ignored;
         dir_remove(dir, &ignored);
     }
+    free(carried);
     free(arenas);
     free(final);
     free(dir);
@@ -216,6 +223,13 @@ tril_status checkpoint_read_arenas(const char *dir, struct model *m, struct opti
         TRY(model_refresh(m, err));
 done:
     json_decref(options);
+    free(path);
+    return st;
+}
+
+tril_status checkpoint_read_carry(const char *dir, struct carry *carry, struct tril_error *err) {
+    char *path = path_join(dir, CARRY_FILE);
+    tril_status st = path ? carry_read(carry, path, err) : no_memory(err);
     free(path);
     return st;
 }

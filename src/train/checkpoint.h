@@ -24,11 +24,12 @@ struct train_state {
     int64_t best_step; /* 0: none yet */
 };
 
-/* Writes OUT/checkpoints/step-N, then removes old ones: the last `keep` and the best one stay. */
+/* Writes OUT/checkpoints/step-N, then removes old ones: the last `keep` and the best one stay.
+ * carry: what the rows of a batch carry to the next step, or NULL. */
 tril_status checkpoint_write(const char *out, struct model *m, const struct optimiser *o,
                              const struct tokenizer *tokenizer, const struct train_state *state,
-                             const json_t *options, enum dtype saved, int64_t keep,
-                             struct tril_error *err);
+                             const json_t *options, const struct carry *carry, enum dtype saved,
+                             int64_t keep, struct tril_error *err);
 
 /* The newest complete checkpoint's directory (malloc'ed), or NULL with TRIL_OK if there is none. */
 tril_status checkpoint_latest(const char *out, char **dir, struct tril_error *err);
@@ -38,6 +39,9 @@ tril_status checkpoint_read_state(const char *dir, struct train_state *state, js
 /* Fills the optimiser's moments, and the masters where model.safetensors holds rounded ones. */
 tril_status checkpoint_read_arenas(const char *dir, struct model *m, struct optimiser *o,
                                    struct tril_error *err);
+
+/* Fills a carry from a checkpoint that has one. */
+tril_status checkpoint_read_carry(const char *dir, struct carry *carry, struct tril_error *err);
 
 /* The finished model: model, tokenizer and config in OUT itself, each file replaced atomically. */
 tril_status checkpoint_write_final(const char *out, struct model *m,

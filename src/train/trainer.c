@@ -16,6 +16,7 @@
 #include "base/file.h"
 #include "base/progress.h"
 #include "base/system.h"
+#include "model/carry.h"
 #include "text/bpe_train.h"
 #include "text/shard.h"
 #include "train/checkpoint.h"
@@ -33,6 +34,7 @@ struct trainer {
     struct dataset *data;
     struct model *model;
     struct workspace *workspace;
+    struct carry *carry; /* with --order streams, where layers recall earlier segments */
     struct optimiser optimiser;
     struct loader loader;
     struct schedule schedule;
@@ -203,9 +205,18 @@ static tril_status make_rest(struct trainer *t, struct tril_error *err) {
                                  .beta2 = (float)o->beta2,
                                  .eps = (float)o->eps,
                                  .decay = (float)o->weight_decay};
+    const int64_t segment = carry_segment(&t->model->config);
+    w.carry = segment > 0 && strcmp(o->order, "streams") == 0;
+    if (w.carry && o->seq != segment)
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "the model's layers recall by segments of %" PRId64 " tokens, so that "
+                         "rows that go on need --seq %" PRId64,
+                         segment, segment);
     TRY(workspace_create(&t->workspace, t->model, &w, err));
+    if (w.carry)
+        TRY(carry_create(&t->carry, t->model, o->batch, err));
     TRY(optimiser_create(&t->optimiser, t->model, &adamw, (float)o->clip, err));
-    t->buffer = malloc((size_t)(o->grad_accum * (4 * n + 2)) * sizeof *t->buffer);
+    t->buffer = malloc((size_t)(o->grad_accum * (4 * n + 3)) * sizeof *t->buffer);
     if (!t->buffer)
         return error_set(err, TRIL_ERR_MEMORY, "not enough memory for the batches");
     t->schedule = (struct schedule){
@@ -241,6 +252,8 @@ static tril_status restore(struct trainer *t, struct tril_error *err) {
     }
     TRY(checkpoint_read_arenas(t->resume_from, t->model, &t->optimiser, err));
     TRY(loader_seek(&t->loader, t->state.position, err));
+    if (t->carry)
+        TRY(checkpoint_read_carry(t->resume_from, t->carry, err));
 done:
     return st;
 }
@@ -252,7 +265,7 @@ done:
 static tril_status accumulate_gradients(struct trainer *t, double *mean_loss,
                                         struct tril_error *err) {
     const struct tril_train_options *o = t->o;
-    int64_t n = o->batch * o->seq, stride = 4 * n + 2, targets = 0, count;
+    int64_t n = o->batch * o->seq, stride = 4 * n + 3, targets = 0, count;
     double loss = 0, part;
     tril_status st = TRIL_OK;
     for (int64_t a = 0; a < o->grad_accum; a++) {
@@ -261,6 +274,7 @@ static tril_status accumulate_gradients(struct trainer *t, double *mean_loss,
             .inputs = at, .targets = at + n, .positions = at + 2 * n, .offsets = at + 3 * n};
         loader_next(&t->loader, &lb);
         at[4 * n + 1] = lb.sequences;
+        at[4 * n + 2] = lb.begins;
         for (int64_t i = 0; i < n; i++)
             targets += lb.targets[i] >= 0;
     }
@@ -271,11 +285,14 @@ static tril_status accumulate_gradients(struct trainer *t, double *mean_loss,
                           .ids = at,
                           .targets = at + n,
                           .positions = at + 2 * n,
-                          .offsets = at + 3 * n};
+                          .offsets = at + 3 * n,
+                          .carry = t->carry};
         struct train_call call = {.scale = targets ? 1.0f / (float)targets : 0.0f,
                                   .seed = o->seed,
                                   .step = (uint64_t)(t->state.step * o->grad_accum + a),
                                   .overwrite = a == 0};
+        if (t->carry && at[4 * n + 2])
+            carry_reset(t->carry, -1);
         TRY(model_forward_backward(t->model, t->workspace, &b, &call, &part, &count, err));
         loss += part;
     }
@@ -286,12 +303,21 @@ done:
 
 static tril_status validate(struct trainer *t, double *loss, struct tril_error *err) {
     struct evaluation e;
-    if (dataset_tokens(t->data, DATASET_VALID) < (uint64_t)t->o->seq + 1) {
+    int64_t batch = t->o->batch, seq = t->o->seq, segment = carry_segment(&t->model->config);
+    if (t->carry) { /* one long row, whose segments recall each other */
+        int64_t most =
+            t->model->config.context < batch * seq ? t->model->config.context : batch * seq;
+        int64_t text = (int64_t)dataset_tokens(t->data, DATASET_VALID) - 1;
+        seq = (most < text ? most : text) / segment * segment;
+        seq = seq > segment ? seq : segment;
+        batch = 1;
+    }
+    if (dataset_tokens(t->data, DATASET_VALID) < (uint64_t)seq + 1) {
         *loss = NAN;
         return TRIL_OK;
     }
-    tril_status st = evaluate_split(t->model, t->workspace, t->data, DATASET_VALID,
-                                    (int)t->o->batch, (int)t->o->seq, t->o->eval_tokens, &e, err);
+    tril_status st = evaluate_split(t->model, t->workspace, t->data, DATASET_VALID, (int)batch,
+                                    (int)seq, t->o->eval_tokens, &e, err);
     *loss = st == TRIL_OK ? e.loss_sum / (double)e.tokens : NAN;
     return st;
 }
@@ -300,7 +326,7 @@ static tril_status save(struct trainer *t, struct tril_error *err) {
     if (t->last_saved == t->state.step)
         return TRIL_OK;
     tril_status st = checkpoint_write(t->o->out, t->model, &t->optimiser, t->tokenizer, &t->state,
-                                      t->options, t->saved, t->o->keep, err);
+                                      t->options, t->carry, t->saved, t->o->keep, err);
     if (st == TRIL_OK)
         t->last_saved = t->state.step;
     return st;
@@ -410,6 +436,7 @@ static void tear_down(struct trainer *t) {
     report_close(&t->report);
     optimiser_free(&t->optimiser);
     workspace_free(t->workspace);
+    carry_free(t->carry);
     model_free(t->model);
     dataset_free(t->data);
     tokenizer_free(t->tokenizer);
