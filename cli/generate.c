@@ -48,7 +48,7 @@ static char *read_stdin(size_t *size) {
 
 int cmd_generate(int argc, char **argv) {
     struct tril_generate_options g = tril_generate_defaults();
-    struct tril_engine_options e = {.dtype = "bf16", .device = "cpu"};
+    struct tril_engine_options e = {.dtype = "bf16", .device = "cpu", .stream_sinks = -1};
     struct tril_model_overrides overrides = tril_model_overrides_none();
     struct tril_engine *engine = NULL;
     struct tril_generation out = {0};
@@ -87,6 +87,11 @@ int cmd_generate(int argc, char **argv) {
         {"context", "N",
          "tokens held at most (default: the model's context; more only where positions go on)",
          OPTION_INT, &e.context, 1, 1e9, NULL},
+        {"stream-window", "W", "never ends: holds the first tokens and the last W", OPTION_INT,
+         &e.stream_window, 1, 1e9, NULL},
+        {"sinks", "N", "... so many first ones (4)", OPTION_INT, &e.stream_sinks, 0, 1e6, NULL},
+        {"stream-stride", "N", "... of which N leave at a time (W / 16)", OPTION_INT,
+         &e.stream_stride, 1, 1e9, NULL},
         {.kind = OPTION_HEADING, .help = "The model, changed where its parameters stay the same"},
         VIEW_OPTIONS(overrides),
         {"ablate", "LIST", ABLATE_HELP, OPTION_STRING, &e.ablate, 0, 0, NULL},
@@ -103,7 +108,7 @@ int cmd_generate(int argc, char **argv) {
         .summary =
             "Continues a text. Without --json the prompt and its continuation appear as they are "
             "made, and\nfigures follow on standard error. When the context is full, generation "
-            "ends (finish: context),\nunless --roll is given.",
+            "ends (finish: context),\nunless --roll or --stream-window is given.",
         .examples = "  tril generate --model out --prompt \"In the beginning\" --max-tokens 100\n"
                     "  tril generate --model gpt2/ --prompt \"2 + 2 =\" --greedy --stop \"\\n\" "
                     "--json\n"
@@ -115,6 +120,8 @@ int cmd_generate(int argc, char **argv) {
         goto done;
     tril_threads_set((int)threads);
     e.overrides = &overrides;
+    if (e.stream_sinks < 0)
+        e.stream_sinks = e.stream_window > 0 ? 4 : 0;
     g.seed = (uint64_t)seed;
     g.stop = stop.values;
     g.stop_count = stop.count;

@@ -23,6 +23,10 @@ struct tril_engine_options {
     const char *device;    /* "cpu" | "reference"; NULL: cpu */
     int64_t context; /* tokens a session may hold; 0: the model's context. More than that makes
                       * the model's context longer, where positions are not learned */
+    /* Without end (docs/memory.md): the first stream_sinks tokens and the last stream_window are
+     * held; the oldest of these leave stream_stride at a time (0: a sixteenth of the window). 0: no
+     * stream. */
+    int64_t stream_window, stream_sinks, stream_stride;
     /* As in eval.h. NULL: none. */
     const struct tril_model_overrides *overrides;
     const char *ablate; /* parts to switch off, as in eval.h; NULL: none */

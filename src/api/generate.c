@@ -35,6 +35,11 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
         st = error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16 or fp32, not '%s'", o->dtype);
         goto done;
     }
+    if (o->stream_window == 0 && (o->stream_sinks > 0 || o->stream_stride > 0)) {
+        st = error_set(err, TRIL_ERR_ARGUMENT,
+                       "sinks and a stride belong to a stream: give its window (--stream-window)");
+        goto done;
+    }
     TRY(device_open(&e->ctx, o->device, err));
     TRY(model_config_read(&config, o->model, err));
     if (o->context > config.context && config.position != POSITION_LEARNED)
@@ -46,7 +51,11 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
         TRY(tokenizer_load(&e->tokenizer, o->tokenizer, NULL, err));
     else if (tokenizer_load(&e->tokenizer, o->model, NULL, &tokenizer_error) != TRIL_OK)
         e->tokenizer = NULL; /* said when a text needs it */
-    TRY(session_create(&e->session, e->model, o->context, 0, err));
+    const struct session_stream stream = {o->stream_window, o->stream_sinks, o->stream_stride};
+    if (stream.window > 0)
+        TRY(session_create_stream(&e->session, e->model, &stream, 0, err));
+    else
+        TRY(session_create(&e->session, e->model, o->context, 0, err));
     *out = e;
 done:
     if (st != TRIL_OK)

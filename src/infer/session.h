@@ -1,8 +1,9 @@
 /* A session: one timeline over a model. It takes whole token prefixes and decides itself what of
  * its cache to reuse; then it decodes one token at a time.
  *
- * At the context's end a session does not slide silently: session_step refuses, and the generator
- * stops with the reason "length" (or, with `roll`, drops the older half and recomputes). */
+ * At the context's end a session that is no stream does not slide silently: session_step refuses,
+ * and the generator stops with the reason "length" (or, with `roll`, drops the older half and
+ * recomputes). */
 #ifndef INFER_SESSION_H
 #define INFER_SESSION_H
 
@@ -17,6 +18,21 @@ struct session;
  * chunk computed at once (0: 512). */
 tril_status session_create(struct session **out, struct model *m, int64_t capacity, int64_t prefill,
                            struct tril_error *err);
+/* A stream (Xiao et al. 2023) never fills up: it holds its first `sinks` tokens and the last ones,
+ * at most `window`; when these are full, the oldest `stride` of them leave at once, so that between
+ * window - stride + 1 and window tokens are seen beside the sinks. Positions are places in the
+ * cache. stride 1 is the paper's; with more, keys are rotated anew only that often. Whatever the
+ * chunks in which tokens come, the result is the same. */
+struct session_stream {
+    int64_t window; /* 1 or more; sinks + window at most the model's context */
+    int64_t sinks;
+    int64_t stride; /* 1 to window; 0: a sixteenth of the window */
+};
+/* Layers that recall earlier segments need a window of keep + segment + stride, whole segments of
+ * stride and no sinks: then their segments stay where they are. */
+tril_status session_create_stream(struct session **out, struct model *m,
+                                  const struct session_stream *stream, int64_t prefill,
+                                  struct tril_error *err);
 void session_free(struct session *s); /* NULL is fine */
 
 /* Makes the timeline equal to tokens [0, n), n >= 1: keeps the longest common prefix, computes the
@@ -24,11 +40,13 @@ void session_free(struct session *s); /* NULL is fine */
  * NULL) says how many tokens were kept. */
 tril_status session_sync(struct session *s, const int32_t *tokens, int64_t n, int64_t *reused,
                          struct tril_error *err);
-/* Appends one token. */
+/* Appends one token. A stream takes any number of them. */
 tril_status session_step(struct session *s, int32_t token, struct tril_error *err);
 /* fp32 [V], of the last token; valid until the next call. */
 const float *session_logits(const struct session *s);
+/* What it holds: of a stream, the sinks and the last tokens. */
 const int32_t *session_tokens(const struct session *s, int64_t *n);
+/* Tokens that fit; of a stream INT64_MAX. */
 int64_t session_capacity(const struct session *s);
 int64_t session_vocab(const struct session *s);
 

@@ -187,6 +187,12 @@ static tril_status qkv_forward(struct pass *p, int l, struct tensor x, struct qk
     }
     if (model_mixer(&m->config, l)->kind == MIXER_MEMORY)
         TRY(memory_forward(p, l, v, err));
+    const struct kv_cache *cache = p->batch->cache;
+    if (cache && cache->layer[l].raw)
+        TRY(cache_store(p->ctx, v->k, p->cache_rows,
+                        tensor_3d(cache->layer[l].raw, cache->dtype, cache->slots * cache->capacity,
+                                  cache->kv_heads, cache->head_dim),
+                        err));
     TRY(rotate(p, l, v->q, v->k, false, err));
     if (ablated(m, l, OFF_Q))
         TRY(ablate_q(m, v->q, err));

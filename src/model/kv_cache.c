@@ -6,10 +6,11 @@
 #include "base/memory.h"
 #include "model/model.h"
 
-/* Rotated keys serve attention within a segment, raw ones the memory. */
-static bool has_raw(const struct model_config *c, int64_t layer) {
+/* Rotated keys serve attention, raw ones a memory, and rotating anew after an eviction. */
+static bool has_raw(const struct model_config *c, int64_t layer, bool stream) {
     const struct mixer_config *m = model_mixer(c, layer);
-    return m->kind == MIXER_MEMORY && mixer_rotates(m) && c->position == POSITION_ROPE;
+    return (stream || m->kind == MIXER_MEMORY) && m->kind != MIXER_LINEAR && mixer_rotates(m) &&
+           c->position == POSITION_ROPE;
 }
 
 static int64_t aligned(int64_t bytes) {
@@ -45,21 +46,26 @@ static int64_t layer_bytes(const struct model_config *c, int64_t layer, int64_t 
     return aligned(bytes);
 }
 
-int64_t kv_cache_bytes(const struct model_config *c, int64_t slots, int64_t capacity,
-                       enum dtype dtype) {
+static int64_t cache_bytes(const struct model_config *c, int64_t slots, int64_t capacity,
+                           enum dtype dtype, bool stream) {
     int64_t bytes = 0;
     for (int64_t l = 0; l < c->layers; l++) {
         int64_t n = layer_bytes(c, l, slots, capacity, dtype);
         if (n < 0)
             return INT64_MAX;
-        bytes += has_sums(c, l) ? n : has_raw(c, l) ? 3 * n : 2 * n;
+        bytes += has_sums(c, l) ? n : has_raw(c, l, stream) ? 3 * n : 2 * n;
         bytes += positions_bytes(c, l, dtype == DT_BF16 ? DT_F32 : dtype);
     }
     return bytes;
 }
 
-tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_t slots,
-                            int64_t capacity, enum dtype dtype, struct tril_error *err) {
+int64_t kv_cache_bytes(const struct model_config *c, int64_t slots, int64_t capacity,
+                       enum dtype dtype) {
+    return cache_bytes(c, slots, capacity, dtype, false);
+}
+
+static tril_status create(struct kv_cache **out, const struct model *m, int64_t slots,
+                          int64_t capacity, enum dtype dtype, bool stream, struct tril_error *err) {
     tril_status st;
     const struct model_config *config = &m->config;
     *out = NULL;
@@ -67,7 +73,7 @@ tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_
         return error_set(err, TRIL_ERR_UNSUPPORTED,
                          "a key/value cache cannot hold %s; choose fp32 or bf16",
                          dtype_name(dtype));
-    int64_t bytes = kv_cache_bytes(config, slots, capacity, dtype);
+    int64_t bytes = cache_bytes(config, slots, capacity, dtype, stream);
     if (slots < 1 || capacity < 1 || slots > INT32_MAX / capacity || bytes == INT64_MAX)
         return error_set(err, TRIL_ERR_ARGUMENT,
                          "a key/value cache of %lld sequences of %lld tokens is not possible",
@@ -99,7 +105,7 @@ tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_
         } else {
             c->layer[l].k = at;
             c->layer[l].v = at += n;
-            if (has_raw(config, l))
+            if (has_raw(config, l, stream))
                 c->layer[l].raw = at += n;
         }
         at += n;
@@ -108,6 +114,13 @@ tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_
             at += positions_bytes(config, l, m->dtype);
         }
     }
+    if (stream) {
+        int64_t row = c->kv_heads * c->head_dim * (int64_t)dtype_size(dtype);
+        TRY(m->ctx->backend->alloc(&c->spare, capacity * row, false, what, err));
+        TRY(m->ctx->backend->alloc((void **)&c->rows, capacity * (int64_t)sizeof *c->rows, false,
+                                   what, err));
+        TRY(mem_alloc((void **)&c->list, (size_t)capacity * sizeof *c->list, what, err));
+    }
     *out = c;
     c = NULL;
 done:
@@ -115,10 +128,23 @@ done:
     return st;
 }
 
+tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_t slots,
+                            int64_t capacity, enum dtype dtype, struct tril_error *err) {
+    return create(out, m, slots, capacity, dtype, false, err);
+}
+
+tril_status kv_cache_create_stream(struct kv_cache **out, const struct model *m, int64_t slots,
+                                   int64_t capacity, enum dtype dtype, struct tril_error *err) {
+    return create(out, m, slots, capacity, dtype, true, err);
+}
+
 void kv_cache_free(struct kv_cache *c) {
     if (!c)
         return;
     c->ctx->backend->release(c->memory);
+    c->ctx->backend->release(c->spare);
+    c->ctx->backend->release(c->rows);
+    mem_free(c->list);
     mem_free(c->layer);
     mem_free(c->length);
     mem_free(c->summed);
@@ -133,4 +159,71 @@ int64_t kv_cache_rewind(struct kv_cache *c, int64_t slot, int64_t length) {
         length = 0;
     c->length[slot] = (int32_t)length;
     return length;
+}
+
+/* Rows [first + count, length) of a slot move to `first`: out through the spare rows. */
+static tril_status rows_move(struct kv_cache *c, void *x, int64_t slot, int64_t first, int64_t kept,
+                             struct tril_error *err) {
+    tril_status st;
+    const int64_t width = c->kv_heads * c->head_dim, begin = slot * c->capacity + first;
+    char *to = (char *)x + begin * width * (int64_t)dtype_size(c->dtype);
+    TRY(gather_rows(c->ctx, tensor_2d(x, c->dtype, c->slots * c->capacity, width),
+                    tensor_1d(c->rows, DT_I32, kept), tensor_2d(c->spare, c->dtype, kept, width),
+                    err));
+    TRY(cast(c->ctx, tensor_1d(c->spare, c->dtype, kept * width),
+             tensor_1d(to, c->dtype, kept * width), err));
+done:
+    return st;
+}
+
+/* Keys [first, first + kept) of a slot, rotated anew from the raw ones; c->rows holds positions. */
+static tril_status rows_rotate(struct kv_cache *c, const struct model *m, int64_t l, int64_t slot,
+                               int64_t first, int64_t kept, struct tril_error *err) {
+    tril_status st;
+    const struct model_config *config = &m->config;
+    const struct mixer_tables *t = &m->mixers[config->layer_mixer[l]];
+    const int64_t width = c->kv_heads * c->head_dim;
+    const int64_t at = (slot * c->capacity + first) * width * (int64_t)dtype_size(c->dtype);
+    const int64_t R = config->rope_dim / 2;
+    char *k = (char *)c->layer[l].k + at;
+    TRY(cast(c->ctx, tensor_1d((char *)c->layer[l].raw + at, c->dtype, kept * width),
+             tensor_1d(k, c->dtype, kept * width), err));
+    TRY(rope_forward(
+        c->ctx, tensor_3d(k, c->dtype, kept, c->kv_heads, c->head_dim),
+        tensor_1d(c->rows, DT_I32, kept), tensor_2d(t->rope_cos, model_wide(m), config->context, R),
+        tensor_2d(t->rope_sin, model_wide(m), config->context, R), (struct rope_params){0}, err));
+done:
+    return st;
+}
+
+tril_status kv_cache_evict(struct kv_cache *c, const struct model *m, int64_t slot, int64_t first,
+                           int64_t count, struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    const struct backend *b = c->ctx->backend;
+    const int64_t length = c->length[slot], kept = length - first - count;
+    if (!c->spare || first < 0 || count < 0 || kept < 0)
+        return error_set(err, TRIL_ERR_INTERNAL,
+                         "tokens %lld to %lld cannot leave a cache that holds %lld",
+                         (long long)first, (long long)(first + count), (long long)length);
+    for (int64_t i = 0; i < kept; i++)
+        c->list[i] = (int32_t)(slot * c->capacity + first + count + i);
+    TRY(b->upload(c->ctx, c->rows, c->list, kept * (int64_t)sizeof *c->list, err));
+    for (int64_t l = 0; l < c->layers && kept > 0; l++) {
+        struct kv_layer *layer = &c->layer[l];
+        if (!layer->k)
+            continue;
+        TRY(rows_move(c, layer->v, slot, first, kept, err));
+        TRY(rows_move(c, layer->raw ? layer->raw : layer->k, slot, first, kept, err));
+    }
+    for (int64_t i = 0; i < kept; i++)
+        c->list[i] = (int32_t)(first + i);
+    TRY(b->upload(c->ctx, c->rows, c->list, kept * (int64_t)sizeof *c->list, err));
+    for (int64_t l = 0; l < c->layers && kept > 0; l++)
+        if (c->layer[l].raw)
+            TRY(rows_rotate(c, m, l, slot, first, kept, err));
+    c->length[slot] = (int32_t)(first + kept);
+    if (c->summed[slot] == length) /* sums forget nothing */
+        c->summed[slot] = c->length[slot];
+done:
+    return st;
 }

@@ -125,7 +125,7 @@ tril_status model_refresh(struct model *m, struct tril_error *err);
  * values, contiguous; of linear attention, its sums. */
 struct kv_layer {
     void *k, *v; /* [slots * capacity, K, d], or NULL */
-    void *raw;   /* memory: k before its rotation, or NULL: as k */
+    void *raw;   /* k before its rotation, for a memory and where tokens leave; NULL: as k */
     void *r;     /* recurrence: the projected positions [distances, H d], or NULL */
     bool r_made; /* they are there */
     float *sums; /* [slots, K, d, d + 1], or NULL */
@@ -141,9 +141,20 @@ struct kv_cache {
     int32_t *summed; /* host, [slots]: tokens in the sums; -1: unknown, after a failed call */
     bool *busy;      /* host, [slots]: in the call being checked */
     bool sums;       /* some layer has sums */
+    void *spare;     /* rows of one slot, while tokens leave: [capacity, K, d]; or NULL */
+    int32_t *rows;   /* the backend's, [capacity] */
+    int32_t *list;   /* host, [capacity] */
 };
 tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_t slots,
                             int64_t capacity, enum dtype dtype, struct tril_error *err);
+/* One that tokens can leave at its beginning too (kv_cache_evict): keys are kept unrotated beside.
+ */
+tril_status kv_cache_create_stream(struct kv_cache **out, const struct model *m, int64_t slots,
+                                   int64_t capacity, enum dtype dtype, struct tril_error *err);
+/* Forgets tokens [first, first + count) of a slot; those after them move up and count their
+ * positions from their new places on (Xiao et al. 2023: positions are places in the cache). */
+tril_status kv_cache_evict(struct kv_cache *c, const struct model *m, int64_t slot, int64_t first,
+                           int64_t count, struct tril_error *err);
 void kv_cache_free(struct kv_cache *c); /* NULL is fine */
 /* Forgets a slot's end: keeps at most `length` tokens, and returns how many it could keep: sums
  * cannot be undone, so that a cache that has some starts over at 0 unless nothing is to be
