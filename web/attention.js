@@ -241,7 +241,7 @@ function drawMatrix() {
   if (!seen(state.layer)) {
     g.fillStyle = p.faded;
     g.textAlign = "center";
-    g.fillText("This layer has no softmax attention.", left + size / 2, top + size / 2);
+    g.fillText("This layer mixes its tokens in another way: there is no matrix to show.", left + size / 2, top + size / 2);
     return;
   }
   const sheet = picture(state.layer, state.head, state.view, x0, y0, x1, y1, block);

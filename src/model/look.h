@@ -18,7 +18,10 @@
 #include "ops/visible.h"
 
 struct look_layer {
-    bool seen; /* the layer has softmax attention, and it was run */
+    /* The layer has softmax attention over the text's keys, and it was run: not linear attention,
+     * not recurrence with its relative positions; of an external memory the part that is no memory.
+     */
+    bool seen;
     int64_t rows, keys, heads, kv_heads, width; /* T, M, H, K, d */
     enum dtype dtype;                           /* of q and k */
     char *q, *k;                                /* [H, T, d], [K, M, d] */
