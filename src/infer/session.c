@@ -39,7 +39,7 @@ static tril_status create(struct session **out, struct model *m, int64_t capacit
     if (stream)
         TRY(kv_cache_create_stream(&s->cache, m, 1, s->capacity, m->dtype, err));
     else
-        TRY(kv_cache_create(&s->cache, m, 1, s->capacity, m->dtype, err));
+        TRY(kv_cache_create(&s->cache, m, 1, s->capacity, s->chunk, m->dtype, err));
     TRY(workspace_create(&s->workspace, m, &options, err));
     *out = s;
 done:

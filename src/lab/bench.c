@@ -139,7 +139,7 @@ static tril_status inference_create(struct inference *x, const struct bench_call
         config.context = capacity;
     TRY(model_create(&x->m, &config, &options, c->ctx, err));
     TRY(model_init(x->m, 1, err));
-    TRY(kv_cache_create(&x->cache, x->m, c->batch, capacity, c->dtype, err));
+    TRY(kv_cache_create(&x->cache, x->m, c->batch, capacity, c->seq, c->dtype, err));
     TRY(workspace_create(&x->w, x->m, &wo, err));
     TRY(random_batch(&x->b, c->batch, c->seq, config.vocab, err));
     x->slots = malloc((size_t)c->batch * sizeof *x->slots);

@@ -66,7 +66,7 @@ static tril_status decode(struct lens *lens, const struct model_config *c, int64
     TRY(model_init(m, 1, err));
     TRY(workspace_create(&w, m, &wo, err));
     if (cached)
-        TRY(kv_cache_create(&cache, m, 1, 2 * n, DT_F32, err));
+        TRY(kv_cache_create(&cache, m, 1, 2 * n, 0, DT_F32, err));
     lens_reset(lens);
     double begun = clock_seconds();
     for (int64_t i = 0; i < n; i++) { /* the prompt's last token, then one more each time */

@@ -74,6 +74,7 @@ struct attention_params attention_params_make(const struct pass *p, int layer) {
     struct attention_params a = {.scale = (float)scale,
                                  .softcap = mixer->softcap,
                                  .causal = true,
+                                 .page_size = KV_PAGE,
                                  .max_q = p->max_q,
                                  .max_kv = p->max_kv,
                                  .dropout = p->keep ? c->dropout_attention : 0,
@@ -102,6 +103,7 @@ struct attention_inputs attention_inputs_make(const struct pass *p, int layer,
         .kv_start = p->kv_start,
         .kv_length = p->kv_length,
         .slopes = alibi ? tensor_1d(m->slopes, model_wide(m), m->config.heads) : tensor_none(),
+        .pages = p->pages[m->config.layer_mixer[layer]],
         .sink = param_vector(m, PARAM_SINKS, layer),
         .step = p->step};
 }
@@ -206,12 +208,15 @@ done:
 tril_status cache_forward(struct pass *p, int l, struct qkv_views *v, struct tril_error *err) {
     tril_status st;
     const struct kv_cache *c = p->batch->cache;
-    struct tensor k =
-        tensor_3d(c->layer[l].k, c->dtype, c->slots * c->capacity, c->kv_heads, c->head_dim);
+    const int mixer = p->m->config.layer_mixer[l];
+    const struct kv_roll *roll = &c->roll[mixer];
+    const int64_t slot = roll->ring ? (roll->first + roll->ring) * KV_PAGE : c->capacity;
+    struct tensor rows = roll->ring ? p->roll_rows[mixer] : p->cache_rows;
+    struct tensor k = tensor_3d(c->layer[l].k, c->dtype, c->slots * slot, c->kv_heads, c->head_dim);
     struct tensor values = k;
     values.data = c->layer[l].v;
-    TRY(cache_store(p->ctx, v->k, p->cache_rows, k, err));
-    TRY(cache_store(p->ctx, v->v, p->cache_rows, values, err));
+    TRY(cache_store(p->ctx, v->k, rows, k, err));
+    TRY(cache_store(p->ctx, v->v, rows, values, err));
     v->k = k;
     v->v = values;
 done:
@@ -417,6 +422,8 @@ tril_status model_forward(struct model *m, struct workspace *w, const struct bat
             int32_t slot = b->slots[s];
             b->cache->length[slot] += b->offsets[s + 1] - b->offsets[s];
             b->cache->summed[slot] = b->cache->length[slot];
+            if (b->cache->reached[slot] < b->cache->length[slot])
+                b->cache->reached[slot] = b->cache->length[slot];
         }
     recall_end(&p);
 done:

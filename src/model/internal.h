@@ -34,6 +34,8 @@ struct pass {
     bool gather_early; /* the last layer goes on with the wanted rows alone after attention */
     struct random_key key;
     int32_t max_q, max_kv;
+    struct tensor roll_rows[MODEL_MOST_MIXERS]; /* [N]: cache rows of the layers that roll */
+    struct tensor pages[MODEL_MOST_MIXERS];     /* [S, columns]: and their pages */
     struct tensor ids, positions, offsets, kv_start, kv_length, targets, cache_rows, slots, rows,
         step;
     /* For layers that recall (recall.c); the rows of a carry are those of its rings. */

@@ -1,6 +1,7 @@
-/* The cache: for each layer of softmax attention slots * capacity rows of K heads, d wide, of which
- * slot s owns rows s * capacity onwards; for each layer of linear attention a state per slot. All
- * in one allocation of fresh pages: memory is taken as the cache fills. */
+/* The cache: for each layer of softmax attention slots * rows of K heads, d wide, of which slot s
+ * owns rows s * rows onwards: as many as the capacity, or a few pages that roll; for each layer of
+ * linear attention a state per slot. All in one allocation of fresh pages: memory is taken as the
+ * cache fills. */
 #include <stdlib.h>
 
 #include "base/memory.h"
@@ -28,6 +29,27 @@ static bool has_sums(const struct model_config *c, int64_t layer) {
     return model_mixer(c, layer)->kind == MIXER_LINEAR;
 }
 
+/* How a mixer's layers roll: they keep the pages that the first queries of the longest call still
+ * see while its last keys are stored. No ring where the sequence fits in no more pages. */
+static struct kv_roll roll_make(const struct model_config *c, int mixer, int64_t capacity,
+                                int64_t most) {
+    struct kv_roll r = {0};
+    int64_t first;
+    if (!mixer_reach(&c->mixers[mixer], c->heads, &first, &r.reach))
+        return r;
+    if (most < 1 || most > capacity)
+        most = capacity;
+    r.first = (first + KV_PAGE - 1) / KV_PAGE;
+    r.ring = (r.reach + most + KV_PAGE - 1) / KV_PAGE + 1;
+    if (r.first + r.ring >= (capacity + KV_PAGE - 1) / KV_PAGE)
+        return (struct kv_roll){0};
+    return r;
+}
+
+static int64_t roll_rows(const struct kv_roll *r, int64_t capacity) {
+    return r->ring ? (r->first + r->ring) * KV_PAGE : capacity;
+}
+
 /* Bytes of a layer's k (and as much for v), or of its sums; each a multiple of MEMORY_ALIGN. -1:
  * beyond any memory. */
 static int64_t layer_bytes(const struct model_config *c, int64_t layer, int64_t slots,
@@ -47,10 +69,14 @@ static int64_t layer_bytes(const struct model_config *c, int64_t layer, int64_t 
 }
 
 static int64_t cache_bytes(const struct model_config *c, int64_t slots, int64_t capacity,
-                           enum dtype dtype, bool stream) {
-    int64_t bytes = 0;
+                           int64_t most, enum dtype dtype, bool stream) {
+    int64_t bytes = 0, rows[MODEL_MOST_MIXERS];
+    for (int i = 0; i < model_mixer_count(c); i++) {
+        struct kv_roll roll = roll_make(c, i, capacity, stream ? capacity : most);
+        rows[i] = roll_rows(&roll, capacity);
+    }
     for (int64_t l = 0; l < c->layers; l++) {
-        int64_t n = layer_bytes(c, l, slots, capacity, dtype);
+        int64_t n = layer_bytes(c, l, slots, rows[c->layer_mixer[l]], dtype);
         if (n < 0)
             return INT64_MAX;
         bytes += has_sums(c, l) ? n : has_raw(c, l, stream) ? 3 * n : 2 * n;
@@ -59,13 +85,37 @@ static int64_t cache_bytes(const struct model_config *c, int64_t slots, int64_t 
     return bytes;
 }
 
-int64_t kv_cache_bytes(const struct model_config *c, int64_t slots, int64_t capacity,
+int64_t kv_cache_bytes(const struct model_config *c, int64_t slots, int64_t capacity, int64_t most,
                        enum dtype dtype) {
-    return cache_bytes(c, slots, capacity, dtype, false);
+    return cache_bytes(c, slots, capacity, most, dtype, false);
+}
+
+/* The page tables, which never change: what a key's page held before is hidden by the rules. */
+static tril_status rolls_create(struct kv_cache *c, const struct model_config *config,
+                                struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    const char *what = "the key/value cache's pages";
+    for (int i = 0; i < model_mixer_count(config); i++) {
+        struct kv_roll *r = &c->roll[i];
+        *r = roll_make(config, i, c->capacity, c->most);
+        if (!r->ring)
+            continue;
+        c->rolls = true;
+        int64_t count = c->slots * c->columns, bytes = count * (int64_t)sizeof *r->host;
+        TRY(mem_alloc((void **)&r->host, (size_t)bytes, what, err));
+        TRY(c->ctx->backend->alloc((void **)&r->table, 2 * bytes, true, what, err));
+        for (int64_t k = 0; k < count; k++)
+            r->host[k] =
+                (int32_t)(k / c->columns * (r->first + r->ring) + kv_roll_page(r, k % c->columns));
+        TRY(c->ctx->backend->upload(c->ctx, r->table, r->host, bytes, err));
+    }
+done:
+    return st;
 }
 
 static tril_status create(struct kv_cache **out, const struct model *m, int64_t slots,
-                          int64_t capacity, enum dtype dtype, bool stream, struct tril_error *err) {
+                          int64_t capacity, int64_t most, enum dtype dtype, bool stream,
+                          struct tril_error *err) {
     tril_status st;
     const struct model_config *config = &m->config;
     *out = NULL;
@@ -73,8 +123,10 @@ static tril_status create(struct kv_cache **out, const struct model *m, int64_t 
         return error_set(err, TRIL_ERR_UNSUPPORTED,
                          "a key/value cache cannot hold %s; choose fp32 or bf16",
                          dtype_name(dtype));
-    int64_t bytes = cache_bytes(config, slots, capacity, dtype, stream);
-    if (slots < 1 || capacity < 1 || slots > INT32_MAX / capacity || bytes == INT64_MAX)
+    int64_t bytes = slots < 1 || capacity < 1 || slots > INT32_MAX / 2 / capacity
+                        ? INT64_MAX
+                        : cache_bytes(config, slots, capacity, most, dtype, stream);
+    if (bytes == INT64_MAX)
         return error_set(err, TRIL_ERR_ARGUMENT,
                          "a key/value cache of %lld sequences of %lld tokens is not possible",
                          (long long)slots, (long long)capacity);
@@ -86,19 +138,24 @@ static tril_status create(struct kv_cache **out, const struct model *m, int64_t 
                            .dtype = dtype,
                            .slots = slots,
                            .capacity = capacity,
+                           .most = most > 0 && most < capacity && !stream ? most : capacity,
+                           .columns = (capacity + KV_PAGE - 1) / KV_PAGE,
                            .layers = config->layers,
                            .kv_heads = config->kv_heads,
                            .head_dim = config->head_dim};
     const char *what = "the key/value cache";
     size_t count = (size_t)slots;
     TRY(mem_alloc_zero((void **)&c->length, count * sizeof *c->length, what, err));
+    TRY(mem_alloc_zero((void **)&c->reached, count * sizeof *c->reached, what, err));
     TRY(mem_alloc_zero((void **)&c->summed, count * sizeof *c->summed, what, err));
     TRY(mem_alloc_zero((void **)&c->busy, count * sizeof *c->busy, what, err));
     TRY(mem_alloc_zero((void **)&c->layer, (size_t)c->layers * sizeof *c->layer, what, err));
     TRY(m->ctx->backend->alloc(&c->memory, bytes, true, what, err));
+    TRY(rolls_create(c, config, err));
     char *at = c->memory;
     for (int64_t l = 0; l < c->layers; l++) {
-        int64_t n = layer_bytes(config, l, slots, capacity, dtype);
+        int64_t rows = roll_rows(&c->roll[config->layer_mixer[l]], capacity);
+        int64_t n = layer_bytes(config, l, slots, rows, dtype);
         if (has_sums(config, l)) {
             c->layer[l].sums = (float *)(void *)at;
             c->sums = true;
@@ -129,13 +186,14 @@ done:
 }
 
 tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_t slots,
-                            int64_t capacity, enum dtype dtype, struct tril_error *err) {
-    return create(out, m, slots, capacity, dtype, false, err);
+                            int64_t capacity, int64_t most, enum dtype dtype,
+                            struct tril_error *err) {
+    return create(out, m, slots, capacity, most, dtype, false, err);
 }
 
 tril_status kv_cache_create_stream(struct kv_cache **out, const struct model *m, int64_t slots,
                                    int64_t capacity, enum dtype dtype, struct tril_error *err) {
-    return create(out, m, slots, capacity, dtype, true, err);
+    return create(out, m, slots, capacity, 0, dtype, true, err);
 }
 
 void kv_cache_free(struct kv_cache *c) {
@@ -145,19 +203,39 @@ void kv_cache_free(struct kv_cache *c) {
     c->ctx->backend->release(c->spare);
     c->ctx->backend->release(c->rows);
     mem_free(c->list);
+    for (int i = 0; i < MODEL_MOST_MIXERS; i++) {
+        c->ctx->backend->release(c->roll[i].table);
+        mem_free(c->roll[i].host);
+    }
     mem_free(c->layer);
     mem_free(c->length);
+    mem_free(c->reached);
     mem_free(c->summed);
     mem_free(c->busy);
     free(c);
 }
 
+/* Whether the pages that queries from `length` on see are still those that were stored. */
+static bool pages_intact(const struct kv_cache *c, int64_t slot, int64_t length) {
+    const int64_t last = (c->reached[slot] - 1) / KV_PAGE; /* the last page written */
+    for (int i = 0; i < MODEL_MOST_MIXERS; i++) {
+        const struct kv_roll *r = &c->roll[i];
+        int64_t oldest = (length - c->roll[i].reach + 1) / KV_PAGE;
+        oldest = oldest < r->first ? r->first : oldest;
+        if (r->ring && last >= r->first && oldest <= last - r->ring)
+            return false;
+    }
+    return true;
+}
+
 int64_t kv_cache_rewind(struct kv_cache *c, int64_t slot, int64_t length) {
     if (length > c->length[slot])
         length = c->length[slot];
-    if (c->sums && c->summed[slot] != length)
+    if ((c->sums && c->summed[slot] != length) || !pages_intact(c, slot, length))
         length = 0;
     c->length[slot] = (int32_t)length;
+    if (length == 0)
+        c->reached[slot] = 0;
     return length;
 }
 

@@ -165,6 +165,35 @@ done:
     return st;
 }
 
+/* Widens [*first, *reach] by what a rule shows; false: it has no bound. */
+static bool rule_reach(const struct visible_rule *rule, int64_t *first, int64_t *reach) {
+    for (int32_t i = 0; i < rule->parts; i++) {
+        const struct visible_part *p = &rule->part[i];
+        int64_t back = 0;
+        if (p->kind == VISIBLE_SINKS)
+            *first = p->a > *first ? p->a : *first;
+        else if (p->kind == VISIBLE_WINDOW || p->kind == VISIBLE_CHUNK)
+            back = p->a;
+        else if (p->kind == VISIBLE_DILATED)
+            back = (p->a - 1) * p->b + 1;
+        else
+            return false;
+        *reach = back > *reach ? back : *reach;
+    }
+    return rule->parts > 0;
+}
+
+bool mixer_reach(const struct mixer_config *m, int64_t heads, int64_t *first, int64_t *reach) {
+    struct visible_set set = {0};
+    *first = *reach = 0;
+    bool bounded =
+        m->kind == MIXER_ATTENTION && m->rules[0] && mixer_rules(m, heads, &set, NULL) == TRIL_OK;
+    for (int32_t i = 0; bounded && i < set.rule_count; i++)
+        bounded = rule_reach(&set.rules[i], first, reach);
+    visible_set_free(&set);
+    return bounded;
+}
+
 tril_status mixer_check(const struct mixer_config *m, int64_t heads, struct tril_error *err) {
     tril_status st;
     struct visible_set set = {0};

@@ -59,6 +59,9 @@ static inline bool mixer_rotates(const struct mixer_config *m) {
 static inline bool mixer_recalls(const struct mixer_config *m) {
     return m->kind == MIXER_RECURRENCE || m->kind == MIXER_MEMORY;
 }
+/* How far back the layer's queries see: position p sees no keys but those below *first and those
+ * above p - *reach. False: there is no such bound. */
+bool mixer_reach(const struct mixer_config *m, int64_t heads, int64_t *first, int64_t *reach);
 /* The rules of all heads; *set zero-initialised, to be freed by the caller in every case. */
 tril_status mixer_rules(const struct mixer_config *m, int64_t heads, struct visible_set *set,
                         struct tril_error *err);

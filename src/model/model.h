@@ -122,14 +122,28 @@ tril_status model_arena_read(const struct model *m, float *const *arenas,
 tril_status model_refresh(struct model *m, struct tril_error *err);
 
 /* What layers remember of past tokens, of `slots` sequences of up to `capacity` tokens: keys and
- * values, contiguous; of linear attention, its sums. */
+ * values; of linear attention, its sums. Keys and values are contiguous, or, where the layer's
+ * rules see a bounded way back, roll: pages of the first keys stay, the others are taken anew in
+ * turn. */
 struct kv_layer {
-    void *k, *v; /* [slots * capacity, K, d], or NULL */
+    void *k, *v; /* [slots * capacity, K, d], rolling [slots * pages * KV_PAGE, K, d]; or NULL */
     void *raw;   /* k before its rotation, for a memory and where tokens leave; NULL: as k */
     void *r;     /* recurrence: the projected positions [distances, H d], or NULL */
     bool r_made; /* they are there */
     float *sums; /* [slots, K, d, d + 1], or NULL */
 };
+enum { KV_PAGE = 128 }; /* keys */
+/* How the layers of one mixer roll: key j lies in page j / KV_PAGE, which is page
+ * kv_roll_page() of the slot's. */
+struct kv_roll {
+    int64_t first, ring; /* pages; ring 0: contiguous */
+    int64_t reach;       /* position p sees no key from the ring before p - reach + 1 */
+    int32_t *table;      /* the backend's, [2 slots, columns]; the second half: of one call */
+    int32_t *host;       /* [slots, columns] */
+};
+static inline int64_t kv_roll_page(const struct kv_roll *r, int64_t page) {
+    return page < r->first ? page : r->first + (page - r->first) % r->ring;
+}
 struct kv_cache {
     struct op_context *ctx;
     enum dtype act; /* of r */
@@ -137,18 +151,26 @@ struct kv_cache {
     struct kv_layer *layer; /* [layers] */
     enum dtype dtype;
     int64_t slots, capacity, layers, kv_heads, head_dim;
-    int32_t *length; /* host, [slots]: tokens held; kv_cache_rewind lowers it */
-    int32_t *summed; /* host, [slots]: tokens in the sums; -1: unknown, after a failed call */
-    bool *busy;      /* host, [slots]: in the call being checked */
-    bool sums;       /* some layer has sums */
-    void *spare;     /* rows of one slot, while tokens leave: [capacity, K, d]; or NULL */
-    int32_t *rows;   /* the backend's, [capacity] */
-    int32_t *list;   /* host, [capacity] */
+    int64_t most;    /* tokens of a sequence in one call, if a layer rolls */
+    int64_t columns; /* pages of a sequence */
+    struct kv_roll roll[MODEL_MOST_MIXERS];
+    bool rolls;       /* some layer does */
+    int32_t *length;  /* host, [slots]: tokens held; kv_cache_rewind lowers it */
+    int32_t *reached; /* host, [slots]: the most that was held since it was empty */
+    int32_t *summed;  /* host, [slots]: tokens in the sums; -1: unknown, after a failed call */
+    bool *busy;       /* host, [slots]: in the call being checked */
+    bool sums;        /* some layer has sums */
+    void *spare;      /* rows of one slot, while tokens leave: [capacity, K, d]; or NULL */
+    int32_t *rows;    /* the backend's, [capacity] */
+    int32_t *list;    /* host, [capacity] */
 };
+/* most: tokens of a sequence that a call may bring (0: up to the capacity); the fewer, the less a
+ * rolling layer needs. */
 tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_t slots,
-                            int64_t capacity, enum dtype dtype, struct tril_error *err);
-/* One that tokens can leave at its beginning too (kv_cache_evict): keys are kept unrotated beside.
- */
+                            int64_t capacity, int64_t most, enum dtype dtype,
+                            struct tril_error *err);
+/* One that tokens can leave at its beginning too (kv_cache_evict): keys are kept unrotated beside,
+ * and no layer rolls. */
 tril_status kv_cache_create_stream(struct kv_cache **out, const struct model *m, int64_t slots,
                                    int64_t capacity, enum dtype dtype, struct tril_error *err);
 /* Forgets tokens [first, first + count) of a slot; those after them move up and count their
@@ -157,11 +179,11 @@ tril_status kv_cache_evict(struct kv_cache *c, const struct model *m, int64_t sl
                            int64_t count, struct tril_error *err);
 void kv_cache_free(struct kv_cache *c); /* NULL is fine */
 /* Forgets a slot's end: keeps at most `length` tokens, and returns how many it could keep: sums
- * cannot be undone, so that a cache that has some starts over at 0 unless nothing is to be
- * forgotten. */
+ * cannot be undone and pages that were taken anew are gone, so that it may have to start over at
+ * 0. */
 int64_t kv_cache_rewind(struct kv_cache *c, int64_t slot, int64_t length);
 /* Bytes that kv_cache_create would allocate in the backend's memory. */
-int64_t kv_cache_bytes(const struct model_config *c, int64_t slots, int64_t capacity,
+int64_t kv_cache_bytes(const struct model_config *c, int64_t slots, int64_t capacity, int64_t most,
                        enum dtype dtype);
 
 /* One call's input, all host memory. Sequence s owns tokens offsets[s] .. offsets[s+1]. */

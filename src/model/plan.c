@@ -123,7 +123,8 @@ tril_status model_memory_plan(const struct model_config *c, const struct model_o
         p.activations = (double)l.bytes - p.logits - p.other;
     }
     if (cache_slots > 0)
-        p.cache = (double)kv_cache_bytes(c, cache_slots, cache_capacity, options->dtype);
+        p.cache = (double)kv_cache_bytes(c, cache_slots, cache_capacity, w ? w->max_tokens : 0,
+                                         options->dtype);
     if (w && w->carry)
         p.cache += (double)carry_bytes(c, w->max_sequences, options->dtype);
     p.other += size * (double)(model_distances(c) * c->dim);

@@ -144,6 +144,11 @@ static tril_status check_cache(const struct pass *p, struct tril_error *err) {
                            "cache slot %d was set back to %lld tokens, but linear attention cannot "
                            "forget: start the sequence anew",
                            slot, (long long)length);
+        else if (c->rolls && more > c->most)
+            st = error_set(err, TRIL_ERR_ARGUMENT,
+                           "cache slot %d is to take %lld tokens at once, and was made for %lld: "
+                           "give them in several calls",
+                           slot, (long long)more, (long long)c->most);
         else if (length + more > c->capacity)
             st = error_set(err, TRIL_ERR_ARGUMENT,
                            "cache slot %d holds %lld of %lld tokens: %lld more do not fit; shorten "
@@ -208,15 +213,42 @@ static tril_status sums_begin(struct pass *p, struct tril_error *err) {
     const struct model_config *config = &p->m->config;
     struct kv_cache *c = p->batch->cache;
     const int64_t size = config->kv_heads * config->head_dim * (config->head_dim + 1);
-    p->slots_adjoin = true;
     for (int64_t s = 0; s < p->S; s++) {
         int32_t slot = p->batch->slots[s];
-        p->slots_adjoin &= slot == p->batch->slots[0] + s;
         for (int64_t l = 0; l < c->layers && c->length[slot] == 0; l++)
             if (c->layer[l].sums)
                 TRY(p->ctx->backend->fill_zero(p->ctx, c->layer[l].sums + slot * size,
                                                size * (int64_t)sizeof(float), err));
         c->summed[slot] = -1;
+    }
+done:
+    return st;
+}
+
+/* Where the call's keys go in the layers that roll, and the page tables of its sequences. */
+static tril_status rolls_begin(struct pass *p, int64_t *used, struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    const struct batch *b = p->batch;
+    const struct kv_cache *c = b->cache;
+    for (int i = 0; i < MODEL_MOST_MIXERS; i++) {
+        const struct kv_roll *r = &c->roll[i];
+        if (!r->ring)
+            continue;
+        int32_t *rows = stage(p, used, p->N, &p->roll_rows[i]), *table = r->table;
+        for (int64_t s = 0; s < p->S; s++) {
+            int64_t begin = b->offsets[s], held = c->length[b->slots[s]];
+            const int32_t *pages = r->host + b->slots[s] * c->columns;
+            for (int64_t n = begin; n < b->offsets[s + 1]; n++) {
+                int64_t j = held + n - begin;
+                rows[n] = (int32_t)(pages[j / KV_PAGE] * KV_PAGE + j % KV_PAGE);
+            }
+            if (p->slots_adjoin)
+                continue;
+            TRY(p->ctx->backend->upload(p->ctx, table + (c->slots + s) * c->columns, pages,
+                                        c->columns * (int64_t)sizeof *pages, err));
+        }
+        table += (p->slots_adjoin ? b->slots[0] : c->slots) * c->columns;
+        p->pages[i] = tensor_2d(table, DT_I32, p->S, c->columns);
     }
 done:
     return st;
@@ -271,6 +303,11 @@ tril_status pass_begin(struct pass *p, struct model *m, struct workspace *w, con
         memcpy(stage(p, &used, 2, &p->step), &step, sizeof step);
         p->step = tensor_1d(p->step.data, DT_I64, 1);
     }
+    p->slots_adjoin = true;
+    for (int64_t s = 0; b->cache && s < p->S; s++)
+        p->slots_adjoin &= b->slots[s] == b->slots[0] + s;
+    if (b->cache && b->cache->rolls)
+        TRY(rolls_begin(p, &used, err));
     if (b->cache && b->cache->sums)
         TRY(sums_begin(p, err));
     if (recall_stages(&m->config))

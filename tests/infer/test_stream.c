@@ -137,7 +137,7 @@ static void test_layers(void **state) {
         struct grab grab = {m, {raw[0], raw[1]}, 0};
         struct workspace_options o = {.max_tokens = 1, .max_sequences = 1};
         OK(session_create_stream(&s, m, t, 0, &err));
-        OK(kv_cache_create(&cache, m, 1, 16, DT_F32, &err));
+        OK(kv_cache_create(&cache, m, 1, 16, 0, DT_F32, &err));
         OK(workspace_create(&w, m, &o, &err));
         workspace_set_hook(w, grab_keys, &grab);
         for (int i = 0; i < TOKENS; i++) {

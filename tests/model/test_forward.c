@@ -28,7 +28,7 @@ static void setup(struct bench *s, const struct backend *backend, struct model_c
     OK(model_init(s->m, 21, &err));
     struct workspace_options o = {.max_tokens = 64, .max_sequences = SLOTS, .max_rows = 9};
     OK(workspace_create(&s->w, s->m, &o, &err));
-    OK(kv_cache_create(&s->cache, s->m, SLOTS, 16, t, &err));
+    OK(kv_cache_create(&s->cache, s->m, SLOTS, 16, 0, t, &err));
 }
 
 static void teardown(struct bench *s) {
@@ -386,7 +386,7 @@ static void test_refusals(void **state) {
     struct train_call call = {.scale = 1};
     assert_int_not_equal(model_forward_backward(s.m, s.w, &good, &call, &sum, &count, &err), 0);
     struct kv_cache *c;
-    refused(kv_cache_create(&c, s.m, 1 << 20, 1 << 20, DT_F32, &err), TRIL_ERR_ARGUMENT,
+    refused(kv_cache_create(&c, s.m, 1 << 20, 1 << 20, 0, DT_F32, &err), TRIL_ERR_ARGUMENT,
             "not possible");
     struct model *m;
     refused(model_create(&m, &s.m->config,

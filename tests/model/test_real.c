@@ -76,7 +76,7 @@ static void tell_story(const struct backend *backend, enum dtype t) {
     assert_int_equal(json_array_size(last), V);
 
     /* Token by token through the cache; bf16 may choose otherwise, so it is only led along. */
-    OK(kv_cache_create(&cache, s.m, 1, 128, t, &err));
+    OK(kv_cache_create(&cache, s.m, 1, 128, 0, t, &err));
     int differing = 0;
     while (at < n) {
         int32_t count = at ? 1 : prompt;
