@@ -121,6 +121,8 @@ int cmd_inspect_attention(int argc, char **argv) {
         {"config", "FILE", "random weights of a config.json", OPTION_STRING, &source.config, 0, 0,
          NULL},
         MODEL_OPTIONS(source.overrides, flags),
+        {"vocab", "V", "tokens, of random weights", OPTION_INT, &source.overrides.vocab, 1, 1e8,
+         NULL},
         {"ablate", "LIST", ABLATE_HELP, OPTION_STRING, &o.ablate, 0, 0, NULL},
         {.kind = OPTION_HEADING, .help = "Which text"},
         {"prompt", "TEXT", "", OPTION_STRING, &o.prompt, 0, 0, NULL},

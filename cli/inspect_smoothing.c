@@ -72,6 +72,8 @@ int cmd_inspect_smoothing(int argc, char **argv) {
         {"config", "FILE", "random weights of a config.json", OPTION_STRING, &source.config, 0, 0,
          NULL},
         MODEL_OPTIONS(source.overrides, flags),
+        {"vocab", "V", "tokens, of random weights", OPTION_INT, &source.overrides.vocab, 1, 1e8,
+         NULL},
         {"ablate", "LIST", ABLATE_HELP, OPTION_STRING, &o.ablate, 0, 0, NULL},
         {.kind = OPTION_HEADING, .help = "Which text"},
         {"data", "FILE", "a text; '-': standard input", OPTION_STRING, &file, 0, 0, NULL},

@@ -129,7 +129,7 @@ const seen = (l) => layers[l].seen;
 const figures = (l, h) => meta.figures[l][h];
 const measureText = (m, value) => m.share ? (100 * value).toFixed(value < 0.0995 ? 1 : 0) + "%" : value.toFixed(m.digits);
 /* A weight, for people. */
-const number = (w) => w === 0 ? "0" : w < 0.0005 ? w.toExponential(0).replace("e-", "·10⁻").replace(/⁻(\d+)/, (_, e) => "⁻" + [...e].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c]).join("")) : w.toFixed(3);
+const number = (w) => w === 0 ? "0" : w < 0.0005 ? w.toExponential(0).replace("e-", "·10⁻").replace(/⁻(\d+)/, (_, e) => "⁻" + [...e].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c]).join("")) : w.toFixed(w < 0.00995 ? 4 : 3);
 
 /* ---------------------------------------------------------------- words */
 
@@ -709,8 +709,10 @@ function begin() {
   const asked = /^#(\d+)\.(\d+)$/.exec(location.hash), first = layers.findIndex((l) => l.seen);
   state.layer = clamp(asked ? +asked[1] : meta.start[0] >= 0 ? meta.start[0] : Math.max(0, first), 0, layers.length - 1);
   state.head = clamp(asked ? +asked[2] : Math.max(0, meta.start[1]), 0, Math.max(0, layers[state.layer].heads - 1));
-  state.picked = Math.min(T, 64) - 1;
+  state.picked = Math.floor(0.6 * Math.min(T, 64)); /* in the midst, so that both sides show */
   drawNow();
+  /* What is in sight at once; the rest when it comes near. */
+  for (const b of [...tiles.values()].filter((t) => t.getBoundingClientRect().top < window.innerHeight)) { b.near = true; drawTile(b); }
   document.documentElement.dataset.ready = Math.round(performance.now());
 }
 begin();

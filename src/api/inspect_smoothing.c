@@ -1,5 +1,6 @@
 /* tril/inspect.h: over-smoothing: how alike the tokens become from layer to layer. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -139,8 +140,11 @@ static void add_rows(struct tril_smoothing_row *to, const struct tril_smoothing_
     }
 }
 
-static tril_status write_picture(const struct tril_smoothing *out, const char *path,
-                                 struct tril_error *err) {
+static tril_status write_picture(const struct tril_smoothing *out, const char *ablate,
+                                 const char *path, struct tril_error *err) {
+    char subtitle[160];
+    snprintf(subtitle, sizeof subtitle, "0: the embeddings; l: after layer l%s%s",
+             ablate && *ablate ? "; without " : "", ablate ? ablate : "");
     const int64_t n = out->count;
     double *x = calloc((size_t)n * 4, sizeof *x);
     tril_status st;
@@ -158,7 +162,7 @@ static tril_status write_picture(const struct tril_smoothing *out, const char *p
         {"what is left without their mean", x, residual, n, CURVE_DOTTED_LINE},
         {"attention's entropy / even", x, evenness, n, CURVE_DOTTED_LINE}};
     const struct curve_plot plot = {.title = "Tokens by depth",
-                                    .subtitle = "0: the embeddings; l: after layer l",
+                                    .subtitle = subtitle,
                                     .x_label = "depth",
                                     .curves = curves,
                                     .curve_count = 3,
@@ -242,7 +246,7 @@ tril_status tril_smoothing(const struct tril_look_options *o, int64_t windows, c
     if (csv_path)
         TRY(write_table(out, csv_path, err));
     if (o->svg)
-        TRY(write_picture(out, o->svg, err));
+        TRY(write_picture(out, o->ablate, o->svg, err));
 done:
     free(ids);
     free(r.rows);

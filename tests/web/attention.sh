@@ -59,5 +59,16 @@ page 2 1 "${tiny[@]}" --mixers "window:4+sinks:1 softcap=5/linear/causal learned
 visit "rules, softcap, ALiBi, a linear layer" 1280
 # As large as it must be: 12 layers, 12 heads, 512 tokens; queries and keys are then fp16.
 ids=$(seq 1 512 | awk '{ print ($1 * 37) % 61 }' | tr '\n' ' ')
-page 7 11 --preset nano --layers 12 --heads 12 --dim 768 --context 512 --ids "$ids"
+large=(--preset nano --layers 12 --heads 12 --dim 768 --context 512 --ids "$ids")
+page 7 11 "${large[@]}"
+"$tril" inspect attention "${large[@]}" --layer 7 --head 11 --out "$dir/large.safetensors" >/dev/null
+# Some of its weights, from the file: ids [512] and scores [512, 512] stand before them.
+start=$((8 + $(od -An -tu8 -N8 "$dir/large.safetensors") + 4 * 512 + 4 * 512 * 512))
+cells=''
+for cell in '511 0' '511 511' '510 509' '256 1' '0 0' '5 5' '7 4'; do
+    read -r i j <<<"$cell"
+    weight=$(od -An -tf4 -N4 -j $((start + 4 * (i * 512 + j))) "$dir/large.safetensors")
+    cells+="[$i, $j, $weight],"
+done
+sed -i "s/^<script>const due = /<script>const some = [$cells]; const due = /" "$dir/page.html"
 visit "12 x 12 x 512" 1280
