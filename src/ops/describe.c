@@ -2,8 +2,12 @@
  * alternatives separated by '|'. */
 #include "ops/describe.h"
 
-#include <ctype.h>
+#include <stdbool.h>
 #include <string.h>
+
+static bool is_digit(char c) {
+    return c >= '0' && c <= '9';
+}
 
 int op_shape_variants(const char *shape) {
     int n = 1;
@@ -23,15 +27,15 @@ int op_shape_parse(const char *shape, int variant, struct op_dim dims[TENSOR_MAX
         if (!*shape || *shape == '|')
             break;
         struct op_dim d = {0, 0, 0};
-        bool digits = isdigit((unsigned char)*shape);
+        bool digits = is_digit(*shape);
         int64_t number = 0;
-        for (; isdigit((unsigned char)*shape); shape++)
+        for (; is_digit(*shape); shape++)
             number = number * 10 + (*shape - '0');
-        if (isalpha((unsigned char)*shape)) {
+        if ((*shape >= 'A' && *shape <= 'Z') || (*shape >= 'a' && *shape <= 'z')) {
             d.symbol = *shape++;
             d.scale = digits ? number : 1;
             if (*shape == '+')
-                for (shape++; isdigit((unsigned char)*shape); shape++)
+                for (shape++; is_digit(*shape); shape++)
                     d.offset = d.offset * 10 + (*shape - '0');
         } else {
             d.offset = number;

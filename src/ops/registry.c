@@ -127,13 +127,13 @@ static tril_status bind_shape(const struct op_info *info, int i, const struct te
         const struct op_dim *d = &dims[k];
         int64_t rest = t->shape[k] - d->offset;
         if (t->shape[k] < 0 || rest < 0 || (!d->symbol && rest != 0) ||
-            (d->symbol && rest % d->scale != 0))
+            (d->symbol && d->scale > 1 && rest % d->scale != 0))
             return error_set(err, TRIL_ERR_ARGUMENT,
                              "%s: argument %s has the shape %s, but must be [%s]", info->name,
                              a->name, print_shape(t, shape, sizeof shape), a->shape);
         if (!d->symbol)
             continue;
-        int64_t size = rest / d->scale;
+        int64_t size = d->scale > 1 ? rest / d->scale : rest;
         int s = (unsigned char)d->symbol;
         if (!b->from[s]) {
             b->from[s] = i + 1;

@@ -27,10 +27,10 @@
 #include "base/memory.h"
 #include "base/threads.h"
 #include "cpu/kernels/attention_direct.h"
+#include "cpu/kernels/attention_small.h"
 
 #define DIRECT_ROWS 16
 #define WAVE_BYTES (24 << 20)
-#define SERIAL_FLOPS 4e5 /* below this a thread costs more than it brings */
 
 /* ------------------------------------------------------------------ packed */
 
@@ -193,8 +193,7 @@ static void rows_store(const struct forward *f, const struct unit *u, const stru
             direct_order(f, s->o + r * f->width);
         row_from_float(o, c->o.dtype, s->o + r * f->width, c->width, l == 0 ? 0.0f : factor / l);
         if (c->lse.data)
-            ((float *)c->lse.data)[b->head[r] * c->rows + b->row[r]] =
-                (float)(((double)m + log2((double)l)) / LOG2E);
+            ((float *)c->lse.data)[b->head[r] * c->rows + b->row[r]] = row_lse(m, l);
     }
 }
 
@@ -485,6 +484,15 @@ static void clear_rows(const struct attention_call *c, int64_t begin, int64_t en
         }
 }
 
+static void clear_gaps(const struct attention_call *c) {
+    int64_t next = 0;
+    for (int64_t s = 0; s < c->sequences; s++) {
+        clear_rows(c, next, c->q_offsets[s]);
+        next = max_i64(next, c->q_offsets[s + 1]);
+    }
+    clear_rows(c, next, c->rows);
+}
+
 static tril_status forward(struct op_context *ctx, const struct tensor *args, const void *params,
                            struct tril_error *err) {
     struct forward f;
@@ -510,13 +518,25 @@ static tril_status forward(struct op_context *ctx, const struct tensor *args, co
     f.keep_factor = 1 / (1 - p->dropout);
     f.drop_threshold = (uint32_t)ceilf(p->dropout * 0x1p24f);
     f.dropout = philox_begin(&c->key);
+    if (small_fits(&f)) {
+        ctx->block_rows = SMALL_ROWS;
+        ctx->block_keys = KEY_BLOCK;
+        if (ctx->measuring) {
+            op_scratch(ctx, 0);
+            return TRIL_OK;
+        }
+        clear_gaps(c);
+        small_forward(&f);
+        return TRIL_OK;
+    }
     /* Once without memory, for the sizes; then for good. */
     f.packed = f.partial = NULL;
     f.packed_bytes = f.partial_bytes = 0;
     f.next_sequence = f.next_head = 0;
-    bool waves = false;
-    while (wave_next(&f)) {
-        waves = true;
+    int64_t waves = 0, units = 0, tasks = 0;
+    for (; wave_next(&f); waves++) {
+        units = f.units;
+        tasks = f.tasks;
         ctx->block_rows = f.row_block;
         ctx->block_keys = KEY_BLOCK;
     }
@@ -527,14 +547,15 @@ static tril_status forward(struct op_context *ctx, const struct tensor *args, co
     f.worker = op_scratch(ctx, bytes);
     if (!f.worker)
         return op_scratch_error(ctx, "attention_forward", bytes, err);
-    int64_t next = 0;
-    for (int64_t s = 0; s < c->sequences; s++) {
-        clear_rows(c, next, c->q_offsets[s]);
-        next = max_i64(next, c->q_offsets[s + 1]);
-    }
-    clear_rows(c, next, c->rows);
+    clear_gaps(c);
     f.packed = f.worker + workers;
     f.partial = f.packed + packed;
+    if (waves == 1 && f.packed_bytes + f.partial_bytes == 0) { /* no address to put in */
+        f.units = units;
+        f.tasks = tasks;
+        wave_run(&f);
+        return TRIL_OK;
+    }
     f.next_sequence = f.next_head = 0;
     while (wave_next(&f))
         wave_run(&f);

@@ -12,6 +12,7 @@
 #include "ops/attention.h"
 
 #define LOG2E 1.44269504088896340736
+#define LN2 0.69314718055994530942
 
 /* The rows of a rectangle: [row, row + count) of the rows of sequence s and key/value head kv_head,
  * which are those of all heads of the group, position by position. */

@@ -15,7 +15,8 @@
 #define MOST_STEP TILE_ROWS
 #endif
 #define WAVE_UNITS 256
-#define GRANULE 32 /* keys of a step of direct units */
+#define SERIAL_FLOPS 4e5 /* below this a thread costs more than it brings */
+#define GRANULE 32       /* keys of a step of direct units */
 
 struct unit {
     int64_t sequence, kv_head, heads; /* several key/value heads: direct */
@@ -147,18 +148,28 @@ static void rows_load(const struct forward *f, const struct unit *u, int64_t beg
     b->count = u->direct ? b->padded : count;
     b->length = u->length;
     b->range = (struct row_range){u->sequence, u->kv_head, f->group, begin, count};
-    for (int64_t r = 0, k = 0; k < u->heads; k++)
-        for (int64_t n = 0; n < b->padded_each; n++, r++) {
-            int64_t i = (begin + n) / f->group;
-            int64_t head = (u->kv_head + k) * f->group + (begin + n) % f->group;
-            bool here = n < count;
-            b->row[r] = here ? first + i : -1;
-            b->head[r] = here ? (int32_t)head : 0;
-            b->index[r] = here ? (int32_t)i : 0;
-            b->position[r] = here ? ahead + i : 0;
-            b->seen[r] = here ? attention_visible(c, u->sequence, i, head) : 0;
-            query_load(f, b, r, here ? element(&c->q, first + i, head) : NULL);
+    int64_t r = 0;
+    for (int64_t k = 0; k < u->heads; k++) {
+        int64_t head0 = (u->kv_head + k) * f->group, i = begin / f->group, g = begin % f->group;
+        for (int64_t n = 0; n < count; n++, r++) {
+            b->row[r] = first + i;
+            b->head[r] = (int32_t)(head0 + g);
+            b->index[r] = (int32_t)i;
+            b->position[r] = ahead + i;
+            b->seen[r] = attention_visible(c, u->sequence, i, head0 + g);
+            query_load(f, b, r, element(&c->q, first + i, head0 + g));
+            if (++g == f->group) {
+                g = 0;
+                i++;
+            }
         }
+        for (int64_t n = count; n < b->padded_each; n++, r++) {
+            b->row[r] = -1;
+            b->head[r] = b->index[r] = 0;
+            b->position[r] = b->seen[r] = 0;
+            query_load(f, b, r, NULL);
+        }
+    }
 }
 
 /* Whether some row of b may see some key of [j0, j1). */
@@ -175,6 +186,12 @@ static void state_clear(struct state *s, int64_t rows, int64_t width) {
     memset(s->l, 0, (size_t)(rows * VF_WIDTH) * 4);
     for (int64_t r = 0; r < rows; r++)
         s->m[r] = -INFINITY;
+}
+
+/* The natural log-sum-exp of a row whose scores' largest is m (base 2), l the sum of 2^(score - m).
+ */
+SIMD float row_lse(float m, float l) {
+    return (float)(((double)m + (double)log2f(l)) * LN2);
 }
 
 /* Softcap, ALiBi and bias on the scores s of one row and the keys from j0 on, vectors [from, to).
@@ -240,7 +257,8 @@ static __attribute__((noinline)) void softmax_step(const struct forward *f, stru
         float before = b->part.m[r], m = max_lane(most);
         m = before > m ? before : m;
         vf base = vf_set(m == -INFINITY ? 0.0f : m); /* -inf - 0, never -inf + inf */
-        vf scale = vf_exp2(vf_set(before) - base), sum = vf_zero();
+        vf scale = before == -INFINITY ? vf_zero() : vf_exp2(vf_set(before) - base);
+        vf sum = vf_zero();
         for (int64_t v = from; v < to; v++) {
             vf p = vf_exp2(vf_load(s + v * VF_WIDTH) - base);
             sum += p;
@@ -276,7 +294,7 @@ static bool tile_keys(const struct forward *f, const struct rows *b, int64_t r, 
         *to = min_i64(most - j0, KEY_BLOCK);
         return *to > 0;
     }
-    int64_t present = min_i64(rows, b->count - r), count = min_i64(KEY_BLOCK, end - j0);
+    int64_t present = min_i64(rows, b->range.count - r), count = min_i64(KEY_BLOCK, end - j0);
     bool full;
     if (present <= 0)
         return false;
