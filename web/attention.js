@@ -228,7 +228,7 @@ function drawMatrix() {
   const longest = Math.min(12, Math.max(...shown.map((s) => s.length)));
   const words = labelsFit(box - 30 - longest * 6.6);
   const margin = words ? 14 + longest * 6.6 : 34;
-  plot = canvas.plot = { left: margin, top: 4, size: box - margin - 4 };
+  plot = canvas.plot = { left: margin, top: 8, size: box - margin - 8 };
   canvas.width = canvas.height = Math.round(box * ratio);
   const g = canvas.getContext("2d"), p = palette();
   g.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -567,7 +567,10 @@ function go(l, h) {
 }
 function pick(i) {
   state.picked = i;
-  if (i >= 0) words[i].scrollIntoView({ block: "nearest" });
+  if (i >= 0) {
+    words[i].scrollIntoView({ block: "nearest" });
+    if (i < state.y || i + 1 > state.y + state.n) state.x = state.y = clamp(i + 0.5 - state.n / 2, 0, T - state.n);
+  }
   draw();
 }
 const step = (by) => pick(state.picked < 0 ? (by > 0 ? 0 : T - 1) : clamp(state.picked + by, 0, T - 1));
@@ -582,6 +585,11 @@ function zoom(factor, fx = 0.5, fy = 0.5) { /* around a point of the plot, 0 to 
   state.y = clamp(state.y + fy * (state.n - n), 0, T - n);
   state.n = n;
   draw();
+}
+/* By key or button: around the chosen token, where there is one. */
+function closer(factor) {
+  const at = state.picked >= 0 ? state.picked + 0.5 : -1, within = (from) => at < 0 ? 0.5 : clamp((at - from) / state.n, 0, 1);
+  zoom(factor, within(state.x), within(state.y));
 }
 function pan(dx, dy) {
   state.x = clamp(state.x + dx, 0, T - state.n);
@@ -659,7 +667,7 @@ function key(e) {
     ArrowLeft: () => go(state.layer, state.head - 1), ArrowRight: () => go(state.layer, state.head + 1),
     ArrowUp: () => go(state.layer - 1, state.head), ArrowDown: () => go(state.layer + 1, state.head),
     j: () => step(1), k: () => step(-1), 1: () => look("scores"), 2: () => look("mask"), 3: () => look("weights"), 4: () => look("added"),
-    "+": () => zoom(0.7), "=": () => zoom(0.7), "-": () => zoom(1 / 0.7), 0: () => zoom(T),
+    "+": () => closer(0.7), "=": () => closer(0.7), "-": () => closer(1 / 0.7), 0: () => zoom(T),
     s: () => $("sort").click(), t: () => $("theme").click(), "?": () => $("ask").click(), Escape: () => pick(-1),
   }[e.key];
   if (!does || (arrows && e.key.startsWith("Arrow"))) return;
@@ -694,8 +702,8 @@ function begin() {
   $("head").addEventListener("input", (e) => go(state.layer, +e.target.value));
   $("theme").addEventListener("click", () => theme(dark() ? "light" : "dark"));
   $("ask").addEventListener("click", () => $("help").showModal());
-  $("closer").addEventListener("click", () => zoom(0.7));
-  $("farther").addEventListener("click", () => zoom(1 / 0.7));
+  $("closer").addEventListener("click", () => closer(0.7));
+  $("farther").addEventListener("click", () => closer(1 / 0.7));
   $("whole").addEventListener("click", () => zoom(T));
   document.addEventListener("keydown", key);
   window.addEventListener("resize", draw);
