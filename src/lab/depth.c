@@ -19,7 +19,7 @@ static struct regime regime_of(enum tril_lab_size size) {
     if (size == TRIL_LAB_QUICK)
         return (struct regime){{1, 2, 4, 0}, 3, 64, 4, 512, 64, 4, 120, 1 << 18, 3e-3};
     if (size == TRIL_LAB_FULL)
-        return (struct regime){{2, 4, 8, 12}, 4, 256, 4, 2048, 128, 4, 3000, 0, 2e-3};
+        return (struct regime){{2, 4, 8, 12}, 4, 128, 4, 1024, 128, 6, 2000, 0, 3e-3};
     /* 20 epochs of 50 to 200 million tokens: give that much text. */
     return (struct regime){{2, 4, 8, 12}, 4, 512, 8, 32000, 512, 32, 0, 0, 3e-4};
 }

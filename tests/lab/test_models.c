@@ -1,4 +1,4 @@
-// ctest: timeout=300
+// ctest: timeout=900
 /* The lab's experiments on whole models: counts, savings, untrained and trained models, depth. */
 #include "lab/lab_support.h"
 

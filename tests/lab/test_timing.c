@@ -1,4 +1,4 @@
-// ctest: timeout=300
+// ctest: timeout=900
 /* The lab's timing and memory experiments: results agree between implementations, and memory grows
  * as it must. Times themselves are not asserted: other work shares the machine. */
 #include "lab/lab_support.h"
