@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/system.h"
+#include "lab/attend.h"
 #include "ops/attention.h"
 
 /* The model's attention answered by linear attention. There is no log-sum-exp: its buffer keeps
@@ -23,6 +24,35 @@ static tril_status linear_backward_answer(struct op_context *ctx, const struct t
                                      args[B_O], args[B_DO], none, args[B_DQ], args[B_DK],
                                      args[B_DV], none,
                                      (struct linear_attention_params){.causal = true}, err);
+}
+
+/* q, k and v lie in one fused buffer, as the model's do. */
+static tril_status standard_answer(struct op_context *ctx, const struct tensor *args,
+                                   const struct attention_params *p, struct tril_error *err) {
+    struct attend a = {.ctx = ctx,
+                       .B = 1,
+                       .T = args[F_Q].shape[0],
+                       .H = args[F_Q].shape[1],
+                       .d = args[F_Q].shape[2],
+                       .dtype = DT_F32,
+                       .row = args[F_Q].stride[0],
+                       .q = args[F_Q].data,
+                       .k = args[F_K].data,
+                       .v = args[F_V].data,
+                       .o = args[F_O].data,
+                       .params = *p};
+    struct standard s;
+    if (args[F_Q].dtype != DT_F32 || args[F_OFFSETS].shape[0] != 2 ||
+        args[F_K].stride[0] != a.row || args[F_K].shape[0] != a.T || args[F_K].shape[1] != a.H ||
+        args[F_O].stride[0] != a.H * a.d)
+        return error_set(err, TRIL_ERR_UNSUPPORTED,
+                         "the textbook's attention takes one whole sequence in fp32, without a "
+                         "cache and with as many key heads as query heads");
+    tril_status st = standard_create(&s, &a, err);
+    if (st == TRIL_OK)
+        st = standard_forward(&s, err);
+    standard_free(&s);
+    return st;
 }
 
 static tril_status through(struct op_context *ctx, enum op_id id, const struct tensor *args,
@@ -50,7 +80,9 @@ static tril_status through(struct op_context *ctx, enum op_id id, const struct t
     }
     double begun = clock_seconds();
     ctx->backend = lens->inner;
-    if (lens->linear && forward)
+    if (lens->standard && forward)
+        st = standard_answer(ctx, args, params, err);
+    else if (lens->linear && forward)
         st = linear_forward_answer(ctx, args, err);
     else if (lens->linear && backward)
         st = linear_backward_answer(ctx, args, err);

@@ -19,6 +19,7 @@ struct lens {
     enum attention_implementation implementation;
     const struct visible_set *rules; /* answer under these rules; NULL: the model's own */
     bool linear;                     /* answer with linear attention (no cache) */
+    bool standard; /* answer with the textbook's [H, T, T] matrices (one sequence, no cache) */
 };
 
 /* `ctx` gives the backend in front of which the lens stands. The lens must not move. */

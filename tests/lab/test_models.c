@@ -73,7 +73,7 @@ static void test_lens(void **state) {
     struct model *m;
     struct workspace *w;
     int32_t ids[16], offsets[2] = {0, 16};
-    double loss[5];
+    double loss[6];
     int64_t count;
     for (int i = 0; i < 16; i++)
         ids[i] = i * 7 % 100;
@@ -83,7 +83,7 @@ static void test_lens(void **state) {
     assert_int_equal(model_init(m, 1, &err), TRIL_OK);
     assert_int_equal(workspace_create(&w, m, &wo, &err), TRIL_OK);
     struct batch b = {.tokens = 16, .sequences = 1, .ids = ids, .targets = ids, .offsets = offsets};
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 6; i++) {
         lens.other = i == 1 || i == 2;
         lens.implementation = i == 1 ? ATTENTION_FUSED : ATTENTION_MATERIALISED;
         if (i == 3) {
@@ -94,6 +94,7 @@ static void test_lens(void **state) {
             lens.rules = NULL;
         }
         lens.linear = i == 4;
+        lens.standard = i == 5;
         lens_reset(&lens);
         assert_int_equal(model_loss(m, w, &b, &loss[i], &count, NULL, &err), TRIL_OK);
     }
@@ -103,7 +104,8 @@ static void test_lens(void **state) {
     assert_true(lens.flops[OP_LINEAR_FORWARD] == 2.0 * 16 * (2 * 12 * 32 * 32 + 100 * 32));
     /* Losses of 16 rows near ln 100: fp32 noise for the exact ones, other numbers for the others.
      */
-    assert_true(fabs(loss[1] - loss[0]) < 1e-4 && fabs(loss[2] - loss[0]) < 1e-4);
+    assert_true(fabs(loss[1] - loss[0]) < 1e-4 && fabs(loss[2] - loss[0]) < 1e-4 &&
+                fabs(loss[5] - loss[0]) < 1e-4);
     assert_true(loss[3] != loss[0] && loss[4] != loss[0] && loss[3] != loss[4]);
     visible_set_free(&rules);
     workspace_free(w);
