@@ -211,6 +211,12 @@ def tril_shapes(c):
         linear(p + "self_attn.o_proj", D, A, c["attention_out_bias"])
         if c["qk_norm"]:
             s[p + "self_attn.q_norm.weight"] = s[p + "self_attn.k_norm.weight"] = (d,)
+        mixer = c.get("mixers", [""])[i % len(c.get("mixers", [""]))]
+        if "recurrence" in mixer:
+            linear(p + "self_attn.r_proj", A, D, False)
+            s[p + "self_attn.content_bias"] = s[p + "self_attn.position_bias"] = (A,)
+        if "memory" in mixer:
+            s[p + "self_attn.memory_gate"] = (c["num_attention_heads"],)
         if "learned-sinks" in c.get("mixers", [""])[i % len(c.get("mixers", [""]))]:
             s[p + "self_attn.sinks"] = (c["num_attention_heads"],)
         if c["ffn"] == "none":
@@ -293,6 +299,14 @@ def model_goldens(root):
             vocab_size=29, num_attention_heads=6, head_dim=4, num_key_value_heads=3,
             position="alibi", norm_bias=False, num_hidden_layers=3,
             mixers=["chunk:6 learned-sinks", "linear", "window:8 softcap=2"]),
+        "recurrence-tiny": tril_config(
+            vocab_size=29, position="none", num_key_value_heads=2, qkv_bias=True, ffn="none",
+            intermediate_size=0, hidden_act=None,
+            mixers=["recurrence segment=7 keep=9", "recurrence segment=7 keep=9"]),
+        "memory-tiny": tril_config(
+            vocab_size=29, position="rope", norm="rmsnorm", norm_bias=False,
+            rope_parameters=dict(rope_type="default", rope_theta=100.0),
+            mixers=["memory segment=6 keep=10 top=3", "recurrence segment=6 keep=5"]),
     }
     for i, (name, config) in enumerate(tril.items()):
         tril_golden(name, config, tril_shapes(config), 1000 + 100 * i, root)

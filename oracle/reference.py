@@ -30,15 +30,18 @@ def layer_mixers(config):
 
 def mixer(c, layer):
     """A layer's text as a dictionary: what kind, which options, and the mask of each head."""
-    m = dict(kind="attention", sinks=False, position=c["position"], softcap=0.0, theta=None, rules={})
+    m = dict(kind="attention", sinks=False, position=c["position"], softcap=0.0, theta=None, rules={},
+             segment=0, keep=0, top=0)
     for word in c["mixers"][layer % len(c["mixers"])].split():
         name, _, value = word.partition("=")
-        if word in ("attention", "linear"):
+        if word in ("attention", "linear", "recurrence", "memory"):
             m["kind"] = word
         elif word == "learned-sinks":
             m["sinks"] = True
         elif word == "no-position":
             m["position"] = "none" if c["position"] in ("rope", "alibi") else c["position"]
+        elif name in ("segment", "keep", "top"):
+            m[name] = int(value)
         elif name == "softcap":
             m["softcap"] = float(value)
         elif name == "theta":
@@ -182,6 +185,44 @@ def slopes(heads):
     return power_of_two(closest) + slopes(2 * closest)[0::2][: heads - closest]
 
 
+def relative_shift(x):
+    """[.., T, R] with columns for distances R-1 .. 0 becomes [.., T, R] with column j for key j of a
+    square problem: Transformer-XL's trick of padding and reshaping. Above the diagonal: nonsense."""
+    *rest, T, R = x.shape
+    x = torch.cat([x.new_zeros(*rest, T, 1), x], -1).reshape(*rest, R + 1, T)
+    return x[..., 1:, :].reshape(*rest, T, R)
+
+
+def recurrence(c, P, h, names, q, k, v, m):
+    """A head of Transformer-XL's attention over a whole text, cut into segments."""
+    T, d, D = q.shape[1], c["d"], P[names["r"] + ".weight"].shape[1]
+    t = torch.arange(T - 1, -1, -1, dtype=F64)[:, None]
+    angle = t * 10000 ** (-torch.arange(0, D, 2, dtype=F64) / D)
+    r = linear(P, names["r"], torch.cat([torch.sin(angle), torch.cos(angle)], -1))[:, h * d:(h + 1) * d]
+    u, w = (P[names[n]][h * d:(h + 1) * d] for n in ("u", "w"))
+    s = ((q + u) @ k.transpose(-1, -2) + relative_shift((q + w) @ r.T)) / math.sqrt(d)
+    i, j = torch.arange(T)[:, None], torch.arange(T)[None, :]
+    seen = (j <= i) & (j >= i - i % m["segment"] - m["keep"])
+    return torch.softmax(s.masked_fill(~seen, -math.inf), -1) @ v
+
+
+def recalled(c, P, h, names, q, k, v, local, m):
+    """A head's local output blended with attention to the best keys before each token's segment."""
+    T, out = q.shape[1], []
+    k, v, g = k.detach(), v.detach(), torch.sigmoid(P[names["gate"]][h])
+    for i in range(T):
+        end = i - i % m["segment"]
+        begin = max(0, end - m["keep"])
+        if end == 0:
+            out.append(local[:, i])
+            continue
+        s = (q[:, i, None] @ k[:, begin:end].transpose(-1, -2))[:, 0] / math.sqrt(c["d"])
+        best, at = s.topk(min(m["top"], end - begin), -1)
+        rows = torch.stack([v[b, begin:end][at[b]] for b in range(v.shape[0])])
+        out.append((1 - g) * local[:, i] + g * (torch.softmax(best, -1)[:, None] @ rows)[:, 0])
+    return torch.stack(out, 1)
+
+
 def attention(c, P, layer, names, x):
     T, H, K, d = x.shape[1], c["heads"], c["kv_heads"], c["d"]
     if c["gpt2"]:
@@ -198,6 +239,12 @@ def attention(c, P, layer, names, x):
         if c["qk_norm"]:
             rms = dict(c, norm="rmsnorm")
             qh, kh = norm(rms, P, names["q_norm"], qh), norm(rms, P, names["k_norm"], kh)
+        if m["kind"] == "recurrence":
+            out.append(recurrence(c, P, h, names, qh, kh, vh, m))
+            continue
+        plain = qh, kh
+        if m["kind"] == "memory":
+            m["rules"][h] = f"chunk:{m['segment']}"
         if m["position"] == "rope":
             qh, kh = rotate(c, qh, m["theta"]), rotate(c, kh, m["theta"])
         if m["kind"] == "linear":
@@ -219,6 +266,8 @@ def attention(c, P, layer, names, x):
         top = torch.maximum(s.amax(-1, keepdim=True), sink)
         e = torch.exp(s - top)
         out.append(e / (e.sum(-1, keepdim=True) + torch.exp(sink - top)) @ vh)
+        if m["kind"] == "memory":
+            out[-1] = recalled(c, P, h, names, *plain, vh, out[-1], m)
     return linear(P, names["o"], torch.cat(out, -1), c["gpt2"])
 
 
@@ -237,6 +286,8 @@ def forward(config, P, ids):
             names = dict(qkv=p + "attn.c_attn", o=p + "attn.c_proj")
         else:
             names = {n: p + f"self_attn.{n}_proj" for n in "qkvo"}
+            names.update(r=p + "self_attn.r_proj", u=p + "self_attn.content_bias",
+                         w=p + "self_attn.position_bias", gate=p + "self_attn.memory_gate")
             names.update(sinks=p + "self_attn.sinks", q_norm=p + "self_attn.q_norm", k_norm=p + "self_attn.k_norm")
         n1, n2 = ("ln_1", "ln_2") if gpt2 else ("input_layernorm", "post_attention_layernorm")
         x = x + attention(c, P, i, names, norm(c, P, p + n1, x))

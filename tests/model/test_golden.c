@@ -24,9 +24,10 @@
 static struct tril_error err;
 
 static const char *const names[] = {
-    "gpt2-tiny",      "gpt2-scaled",  "llama-tiny",   "llama-gqa-untied", "mistral-tiny",
-    "qwen2-tiny",     "qwen3-tiny",   "model3-tiny",  "alibi-tiny",       "mixed-tiny",
-    "mistral-window", "qwen3-window", "smollm3-tiny", "mixers-tiny",      "alibi-hybrid"};
+    "gpt2-tiny",       "gpt2-scaled",  "llama-tiny",   "llama-gqa-untied", "mistral-tiny",
+    "qwen2-tiny",      "qwen3-tiny",   "model3-tiny",  "alibi-tiny",       "mixed-tiny",
+    "mistral-window",  "qwen3-window", "smollm3-tiny", "mixers-tiny",      "alibi-hybrid",
+    "recurrence-tiny", "memory-tiny"};
 #define MODELS ((int)(sizeof names / sizeof *names))
 
 struct golden {
