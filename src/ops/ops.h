@@ -455,6 +455,34 @@ tril_status gate_backward(struct op_context *ctx, struct tensor dy, struct tenso
                           struct tensor b, struct tensor lse, struct tensor gate, struct tensor da,
                           struct tensor db, struct tensor dgate, struct tril_error *err);
 
+/* Decoding over a part of a long cache (Tang et al. 2024, "Quest"). The keys of a sequence are cut
+ * into blocks; the smallest and the largest value of every channel in a block bound the score that
+ * any of its keys can have, q.k <= sum_t max(q_t low_t, q_t high_t). Row n of q, a sequence of its
+ * own whose last key is its own token, attends exactly, and to all keys of: its `first` blocks, its
+ * `last` blocks, and of the others the `top` with the largest bound (over the heads that share the
+ * key/value head; of equal ones the earlier). kv_start must be a multiple of `block`; block b of a
+ * sequence is row kv_start / block + b of low and high. */
+struct retrieve_inputs {
+    struct tensor q;                   /* [N, H, d] act strided */
+    struct tensor k, v;                /* [M, K, d] act strided, H % K == 0 */
+    struct tensor kv_start, kv_length; /* i32 [N] */
+    struct tensor low, high;           /* fp32 [B, K, d]: block_bounds */
+};
+struct retrieve_params {
+    float scale; /* above 0 */
+    int64_t block, first, last, top;
+};
+/* o [N, H, d] act strided; lse fp32 [H, N] optional, of the keys seen; blocks i32 [N, K, T], T >=
+ * first + last + top: those seen, ascending, then -1. */
+tril_status retrieve(struct op_context *ctx, const struct retrieve_inputs *in, struct tensor o,
+                     struct tensor lse, struct tensor blocks, struct retrieve_params p,
+                     struct tril_error *err);
+/* Brings low and high up to date, where keys kv_from[s] .. kv_length[s] of sequence s are new: the
+ * blocks that hold one of them are computed whole; the others stay. kv_* i32 [S]. */
+tril_status block_bounds(struct op_context *ctx, struct tensor k, struct tensor kv_start,
+                         struct tensor kv_from, struct tensor kv_length, struct tensor low,
+                         struct tensor high, int64_t block, struct tril_error *err);
+
 /* y = act(x), dx = dy * act'(x): [N, F] act; y may alias x, dx may alias dy. */
 struct activation_params {
     enum activation activation;
