@@ -1,4 +1,5 @@
 /* tril generate: a prompt, continued on the terminal as it is made. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,10 +20,14 @@ static void print_json(const struct tril_generation *g) {
     json_t *ids = json_array();
     for (int64_t i = 0; i < g->token_count; i++)
         json_array_append_new(ids, json_integer(g->tokens[i]));
-    json_print(json_pack("{s:o, s:o, s:f, s:f, s:f, s:I, s:s}", "text", json_text(g->text, g->size),
-                         "tokens", ids, "ttft_ms", g->ttft_ms, "tokens_per_s", g->tokens_per_second,
-                         "prefill_tokens_per_s", g->prefill_tokens_per_second, "prompt_tokens",
-                         (json_int_t)g->prompt_tokens, "finish", tril_finish_name(g->finish)));
+    json_t *o =
+        json_pack("{s:o, s:o, s:f, s:f, s:f, s:I, s:s}", "text", json_text(g->text, g->size),
+                  "tokens", ids, "ttft_ms", g->ttft_ms, "tokens_per_s", g->tokens_per_second,
+                  "prefill_tokens_per_s", g->prefill_tokens_per_second, "prompt_tokens",
+                  (json_int_t)g->prompt_tokens, "finish", tril_finish_name(g->finish));
+    if (isfinite(g->found))
+        json_object_set_new(o, "found", json_real(g->found));
+    json_print(o);
 }
 
 /* All of standard input; NULL when out of memory. */
@@ -92,6 +97,10 @@ int cmd_generate(int argc, char **argv) {
         {"sinks", "N", "... so many first ones (4)", OPTION_INT, &e.stream_sinks, 0, 1e6, NULL},
         {"stream-stride", "N", "... of which N leave at a time (W / 16)", OPTION_INT,
          &e.stream_stride, 1, 1e9, NULL},
+        {"retrieve", "N", "each token looks at the N blocks of 64 tokens that can matter most",
+         OPTION_INT, &e.retrieve, 1, 1e6, NULL},
+        {"retrieve-check", NULL, "... and what part of full attention that is", OPTION_FLAG,
+         &e.retrieve_check, 0, 0, NULL},
         {.kind = OPTION_HEADING, .help = "The model, changed where its parameters stay the same"},
         VIEW_OPTIONS(overrides),
         {"ablate", "LIST", ABLATE_HELP, OPTION_STRING, &e.ablate, 0, 0, NULL},
@@ -158,6 +167,8 @@ int cmd_generate(int argc, char **argv) {
                 (long long)out.token_count, out.tokens_per_second, out.ttft_ms,
                 (long long)out.prompt_tokens, out.prefill_tokens_per_second,
                 tril_finish_name(out.finish));
+    if (!quiet && isfinite(out.found))
+        fprintf(stderr, "retrieval found %.4f of the attention\n", out.found);
 failed:
     if (st != TRIL_OK) {
         if (!json && out.size)

@@ -27,6 +27,10 @@ struct tril_engine_options {
      * held; the oldest of these leave stream_stride at a time (0: a sixteenth of the window). 0: no
      * stream. */
     int64_t stream_window, stream_sinks, stream_stride;
+    /* Decoding over the blocks of 64 tokens that can matter (docs/memory.md): the first one, the
+     * last two and so many others; 0: over all. retrieve_check computes full attention too. */
+    int64_t retrieve;
+    bool retrieve_check;
     /* As in eval.h. NULL: none. */
     const struct tril_model_overrides *overrides;
     const char *ablate; /* parts to switch off, as in eval.h; NULL: none */
@@ -76,6 +80,7 @@ struct tril_generation {
     double ttft_ms;           /* from the call to the first token */
     double tokens_per_second; /* of the tokens after the first */
     double prefill_tokens_per_second;
+    double found; /* with retrieve_check: mean part of attention's probability found; else NAN */
 };
 tril_status tril_generate(struct tril_engine *e, const struct tril_generate_options *options,
                           struct tril_generation *out, struct tril_error *err);

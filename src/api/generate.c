@@ -40,6 +40,13 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
                        "sinks and a stride belong to a stream: give its window (--stream-window)");
         goto done;
     }
+    if ((o->retrieve > 0 && o->stream_window > 0) || (o->retrieve_check && o->retrieve == 0)) {
+        st =
+            error_set(err, TRIL_ERR_ARGUMENT,
+                      "retrieval (--retrieve N) is for caches that keep everything, and a check of "
+                      "it needs it: choose it or a stream");
+        goto done;
+    }
     TRY(device_open(&e->ctx, o->device, err));
     TRY(model_config_read(&config, o->model, err));
     if (o->context > config.context && config.position != POSITION_LEARNED)
@@ -52,7 +59,10 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
     else if (tokenizer_load(&e->tokenizer, o->model, NULL, &tokenizer_error) != TRIL_OK)
         e->tokenizer = NULL; /* said when a text needs it */
     const struct session_stream stream = {o->stream_window, o->stream_sinks, o->stream_stride};
-    if (stream.window > 0)
+    const struct kv_retrieve retrieve = {o->retrieve, 64, 1, 2, o->retrieve_check};
+    if (o->retrieve > 0)
+        TRY(session_create_retrieve(&e->session, e->model, o->context, 0, &retrieve, err));
+    else if (stream.window > 0)
         TRY(session_create_stream(&e->session, e->model, &stream, 0, err));
     else
         TRY(session_create(&e->session, e->model, o->context, 0, err));

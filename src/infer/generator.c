@@ -221,6 +221,7 @@ tril_status generator_run(struct session *s, const struct tokenizer *tokenizer, 
     double ended = clock_seconds();
     g->ttft_ms = first > 0 ? (first - begun) * 1e3 : 0;
     g->tokens_per_second = g->token_count > 1 ? (double)(g->token_count - 1) / (ended - first) : 0;
+    g->found = session_found(s);
     g->text = out.text;
     g->size = out.size;
     out.text = NULL;

@@ -1,6 +1,7 @@
 /* Sessions: a cache of one slot, a workspace for a chunk, the tokens held. */
 #include "infer/session.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,7 +17,8 @@ struct session {
 };
 
 static tril_status create(struct session **out, struct model *m, int64_t capacity, int64_t prefill,
-                          const struct session_stream *stream, struct tril_error *err) {
+                          const struct session_stream *stream, const struct kv_retrieve *retrieve,
+                          struct tril_error *err) {
     tril_status st = TRIL_OK;
     struct session *s = calloc(1, sizeof *s);
     *out = NULL;
@@ -38,6 +40,8 @@ static tril_status create(struct session **out, struct model *m, int64_t capacit
     }
     if (stream)
         TRY(kv_cache_create_stream(&s->cache, m, 1, s->capacity, m->dtype, err));
+    else if (retrieve)
+        TRY(kv_cache_create_retrieve(&s->cache, m, 1, s->capacity, m->dtype, retrieve, err));
     else
         TRY(kv_cache_create(&s->cache, m, 1, s->capacity, s->chunk, m->dtype, err));
     TRY(workspace_create(&s->workspace, m, &options, err));
@@ -50,7 +54,17 @@ done:
 
 tril_status session_create(struct session **out, struct model *m, int64_t capacity, int64_t prefill,
                            struct tril_error *err) {
-    return create(out, m, capacity, prefill, NULL, err);
+    return create(out, m, capacity, prefill, NULL, NULL, err);
+}
+
+tril_status session_create_retrieve(struct session **out, struct model *m, int64_t capacity,
+                                    int64_t prefill, const struct kv_retrieve *r,
+                                    struct tril_error *err) {
+    return create(out, m, capacity, prefill, NULL, r, err);
+}
+
+double session_found(const struct session *s) {
+    return s->cache->found > 0 ? s->cache->found_sum / s->cache->found : (double)NAN;
 }
 
 tril_status session_create_stream(struct session **out, struct model *m,
@@ -84,7 +98,7 @@ tril_status session_create_stream(struct session **out, struct model *m,
                          "at least %lld",
                          (long long)segment,
                          (long long)((reach + s.stride + segment - 1) / segment * segment));
-    return create(out, m, s.sinks + s.window, prefill, &s, err);
+    return create(out, m, s.sinks + s.window, prefill, &s, NULL, err);
 }
 
 void session_free(struct session *s) {

@@ -33,6 +33,14 @@ struct session_stream {
 tril_status session_create_stream(struct session **out, struct model *m,
                                   const struct session_stream *stream, int64_t prefill,
                                   struct tril_error *err);
+/* A session that decodes over the blocks of its cache that can matter (model.h, kv_retrieve);
+ * prompts are computed in full. */
+tril_status session_create_retrieve(struct session **out, struct model *m, int64_t capacity,
+                                    int64_t prefill, const struct kv_retrieve *r,
+                                    struct tril_error *err);
+/* The mean part of full attention's probability that retrieval found so far; NAN if not measured.
+ */
+double session_found(const struct session *s);
 void session_free(struct session *s); /* NULL is fine */
 
 /* Makes the timeline equal to tokens [0, n), n >= 1: keeps the longest common prefix, computes the

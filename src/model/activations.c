@@ -156,7 +156,7 @@ static int64_t head_chunk_rows(int64_t vocab, int64_t tokens, int64_t row_bytes)
  * carried in, and six numbers a sequence; cache rows [N] of each mixer whose layers roll; each
  * padded to a cache line. */
 static int64_t input_integers(int64_t tokens, int64_t sequences, int64_t carried, int64_t rolls) {
-    return (7 + rolls) * round_up(tokens, 16) + 10 * round_up(sequences + 1, 16) +
+    return (7 + rolls) * round_up(tokens, 16) + 11 * round_up(sequences + 1, 16) +
            round_up(carried, 16) + 16;
 }
 

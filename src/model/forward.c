@@ -217,6 +217,13 @@ tril_status cache_forward(struct pass *p, int l, struct qkv_views *v, struct tri
     values.data = c->layer[l].v;
     TRY(cache_store(p->ctx, v->k, rows, k, err));
     TRY(cache_store(p->ctx, v->v, rows, values, err));
+    if (c->layer[l].low) {
+        int64_t blocks = (k.shape[0] + c->retrieve.block - 1) / c->retrieve.block;
+        TRY(block_bounds(p->ctx, k, p->kv_start, p->held, p->kv_length,
+                         tensor_3d(c->layer[l].low, DT_F32, blocks, c->kv_heads, c->head_dim),
+                         tensor_3d(c->layer[l].high, DT_F32, blocks, c->kv_heads, c->head_dim),
+                         c->retrieve.block, err));
+    }
     v->k = k;
     v->v = values;
 done:
@@ -279,7 +286,11 @@ static tril_status heads_forward(struct pass *p, int l, struct tensor x, struct 
     if (p->wanted == 0 && l == c->layers - 1)
         goto done; /* only the cache was to be filled */
     struct attention_inputs in = attention_inputs_make(p, l, &v);
-    TRY(attention_forward(p->ctx, &in, heads_view(local, 0, c->heads, c->head_dim), lse, &a, err));
+    if (retrieval_applies(p, l))
+        TRY(retrieval_forward(p, l, &in, heads_view(heads, 0, c->heads, c->head_dim), &a, err));
+    else
+        TRY(attention_forward(p->ctx, &in, heads_view(local, 0, c->heads, c->head_dim), lse, &a,
+                              err));
     if (p->w->watch)
         TRY(p->w->watch(p->w->watch_arg, l, &in, lse, &a, err));
     if (gated)

@@ -36,6 +36,7 @@ struct pass {
     int32_t max_q, max_kv;
     struct tensor roll_rows[MODEL_MOST_MIXERS]; /* [N]: cache rows of the layers that roll */
     struct tensor pages[MODEL_MOST_MIXERS];     /* [S, columns]: and their pages */
+    struct tensor held; /* [S]: tokens that the cache holds already; with retrieval */
     struct tensor ids, positions, offsets, kv_start, kv_length, targets, cache_rows, slots, rows,
         step;
     /* For layers that recall (recall.c); the rows of a carry are those of its rings. */
@@ -121,6 +122,11 @@ tril_status memory_gate_backward(struct pass *p, int layer, struct tensor dheads
 /* Adds to dq (before the rotation) what comes through A_DRECALLED. */
 tril_status memory_backward(struct pass *p, int layer, const struct qkv_views *v, struct tensor dq,
                             struct tril_error *err);
+/* Whether this call's attention in the layer sees a part of the cache alone (q after rotation). */
+bool retrieval_applies(const struct pass *p, int layer);
+tril_status retrieval_forward(struct pass *p, int layer, const struct attention_inputs *full,
+                              struct tensor heads, const struct attention_params *a,
+                              struct tril_error *err);
 /* After a call: its tokens become past. */
 void recall_end(struct pass *p);
 

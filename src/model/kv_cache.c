@@ -191,6 +191,48 @@ tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_
     return create(out, m, slots, capacity, most, dtype, false, err);
 }
 
+static bool retrieves(const struct model_config *c, int64_t layer) {
+    const struct mixer_config *m = model_mixer(c, layer);
+    return m->kind == MIXER_ATTENTION && !m->rules[0] && m->softcap == 0 && !m->learned_sinks &&
+           (c->position != POSITION_ALIBI || m->no_position);
+}
+
+tril_status kv_cache_create_retrieve(struct kv_cache **out, const struct model *m, int64_t slots,
+                                     int64_t capacity, enum dtype dtype,
+                                     const struct kv_retrieve *r, struct tril_error *err) {
+    tril_status st;
+    const struct backend *b = m->ctx->backend;
+    const char *what = "the bounds of a cache";
+    const int64_t word = (int64_t)sizeof(float);
+    int64_t seen = r->first + r->last + r->top;
+    TRY(create(out, m, slots, capacity, 0, dtype, false, err));
+    struct kv_cache *c = *out;
+    if (r->top < 1 || r->block < 1 || r->block > capacity || r->first < 0 || r->last < 1 ||
+        seen > INT32_MAX / r->block || (slots > 1 && capacity % r->block)) {
+        st = error_set(err, TRIL_ERR_ARGUMENT,
+                       "a cache of %lld tokens cannot be searched for %lld blocks of %lld",
+                       (long long)capacity, (long long)r->top, (long long)r->block);
+        goto done;
+    }
+    c->retrieve = *r;
+    c->heads = m->config.heads;
+    int64_t blocks = (slots * capacity + r->block - 1) / r->block;
+    int64_t bytes = blocks * c->kv_heads * c->head_dim * word;
+    TRY(b->alloc((void **)&c->blocks, slots * c->kv_heads * seen * word, false, what, err));
+    TRY(b->alloc((void **)&c->lse, 2 * c->heads * slots * word, false, what, err));
+    for (int64_t l = 0; l < c->layers; l++)
+        if (retrieves(&m->config, l)) {
+            TRY(b->alloc((void **)&c->layer[l].low, bytes, true, what, err));
+            TRY(b->alloc((void **)&c->layer[l].high, bytes, true, what, err));
+        }
+done:
+    if (st != TRIL_OK) {
+        kv_cache_free(*out);
+        *out = NULL;
+    }
+    return st;
+}
+
 tril_status kv_cache_create_stream(struct kv_cache **out, const struct model *m, int64_t slots,
                                    int64_t capacity, enum dtype dtype, struct tril_error *err) {
     return create(out, m, slots, capacity, 0, dtype, true, err);
@@ -201,6 +243,12 @@ void kv_cache_free(struct kv_cache *c) {
         return;
     c->ctx->backend->release(c->memory);
     c->ctx->backend->release(c->spare);
+    c->ctx->backend->release(c->blocks);
+    c->ctx->backend->release(c->lse);
+    for (int64_t l = 0; c->layer && l < c->layers; l++) {
+        c->ctx->backend->release(c->layer[l].low);
+        c->ctx->backend->release(c->layer[l].high);
+    }
     c->ctx->backend->release(c->rows);
     mem_free(c->list);
     for (int i = 0; i < MODEL_MOST_MIXERS; i++) {

@@ -130,7 +130,15 @@ struct kv_layer {
     void *raw;   /* k before its rotation, for a memory and where tokens leave; NULL: as k */
     void *r;     /* recurrence: the projected positions [distances, H d], or NULL */
     bool r_made; /* they are there */
-    float *sums; /* [slots, K, d, d + 1], or NULL */
+    float *low, *high; /* retrieval: bounds of the keys by blocks, or NULL */
+    float *sums;       /* [slots, K, d, d + 1], or NULL */
+};
+/* Decoding over a part of the cache: ops.h, retrieve. */
+struct kv_retrieve {
+    int64_t top;   /* blocks that compete and are seen; 0: no retrieval */
+    int64_t block; /* keys of a block */
+    int64_t first, last;
+    bool measure; /* computes full attention too, and keeps what part of it was found */
 };
 enum { KV_PAGE = 128 }; /* keys */
 /* How the layers of one mixer roll: key j lies in page j / KV_PAGE, which is page
@@ -146,6 +154,11 @@ static inline int64_t kv_roll_page(const struct kv_roll *r, int64_t page) {
 }
 struct kv_cache {
     struct op_context *ctx;
+    struct kv_retrieve retrieve;
+    int32_t *blocks;         /* the backend's, [slots, K, first + last + top] */
+    float *lse;              /* the backend's, [2, H, slots]: measuring */
+    double found, found_sum; /* measured: heads, and the probability that they found */
+    int64_t heads;
     enum dtype act; /* of r */
     void *memory;
     struct kv_layer *layer; /* [layers] */
@@ -173,6 +186,13 @@ tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_
  * and no layer rolls. */
 tril_status kv_cache_create_stream(struct kv_cache **out, const struct model *m, int64_t slots,
                                    int64_t capacity, enum dtype dtype, struct tril_error *err);
+/* One for retrieval, where a call gives one token to each of its sequences and the layer's
+ * attention is plainly causal, with nothing but its scores (no rules, caps, sinks, ALiBi);
+ * elsewhere attention stays full. capacity is a multiple of the block if there are several slots.
+ */
+tril_status kv_cache_create_retrieve(struct kv_cache **out, const struct model *m, int64_t slots,
+                                     int64_t capacity, enum dtype dtype,
+                                     const struct kv_retrieve *r, struct tril_error *err);
 /* Forgets tokens [first, first + count) of a slot; those after them move up and count their
  * positions from their new places on (Xiao et al. 2023: positions are places in the cache). */
 tril_status kv_cache_evict(struct kv_cache *c, const struct model *m, int64_t slot, int64_t first,

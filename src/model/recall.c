@@ -8,8 +8,10 @@
  *               detached. Of a recurrence it is the layer's inputs, whose keys and values are made
  *               anew: the projections learn from them.
  *
- * All three compute the same function. */
-#include <string.h>
+ * All three compute the same function. At the end: attention over retrieved blocks of a cache,
+ * which is no layer of its own but an approximation of attention. */
+#include <math.h>
+#include <stdlib.h>
 
 #include "model/carry.h"
 #include "model/internal.h"
@@ -422,4 +424,59 @@ tril_status memory_backward(struct pass *p, int l, const struct qkv_views *v, st
         tensor_heads(activation_view(p->w, A_RECALLED, l, p->N), H),
         tensor_heads(activation_view(p->w, A_DRECALLED, l, p->N), H), dq,
         attention_params_make(p, l).scale, err);
+}
+
+/* ------------------------------------------------------------------ retrieval */
+
+bool retrieval_applies(const struct pass *p, int l) {
+    const struct kv_cache *c = p->batch->cache;
+    return c && c->layer[l].low && p->max_q == 1 && !p->w->watch;
+}
+
+/* What part of the full attention's probability was found, summed over heads and sequences. */
+static tril_status measure_found(struct pass *p, struct tril_error *err) {
+    struct kv_cache *c = p->batch->cache;
+    const int64_t n = c->heads * p->S;
+    float *lse = malloc((size_t)(2 * n) * sizeof *lse);
+    if (!lse)
+        return error_set(err, TRIL_ERR_MEMORY, "not enough memory to measure retrieval");
+    tril_status st =
+        p->ctx->backend->download(p->ctx, lse, c->lse, 2 * n * (int64_t)sizeof *lse, err);
+    for (int64_t i = 0; i < n && st == TRIL_OK; i++) {
+        c->found_sum += exp((double)lse[n + i] - (double)lse[i]);
+        c->found += 1;
+    }
+    free(lse);
+    return st;
+}
+
+tril_status retrieval_forward(struct pass *p, int l, const struct attention_inputs *full,
+                              struct tensor heads, const struct attention_params *a,
+                              struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    const struct kv_cache *c = p->batch->cache;
+    const struct kv_retrieve *r = &c->retrieve;
+    const int64_t blocks = (full->k.shape[0] + r->block - 1) / r->block;
+    const int64_t K = c->kv_heads, d = c->head_dim;
+    struct retrieve_inputs in = {.q = full->q,
+                                 .k = full->k,
+                                 .v = full->v,
+                                 .kv_start = full->kv_start,
+                                 .kv_length = full->kv_length,
+                                 .low = tensor_3d(c->layer[l].low, DT_F32, blocks, K, d),
+                                 .high = tensor_3d(c->layer[l].high, DT_F32, blocks, K, d)};
+    struct retrieve_params params = {
+        .scale = a->scale, .block = r->block, .first = r->first, .last = r->last, .top = r->top};
+    struct tensor lse = tensor_2d(c->lse, DT_F32, c->heads, p->S), part = tensor_none();
+    if (r->measure) {
+        TRY(attention_forward(p->ctx, full, heads, lse, a, err));
+        part = lse;
+        part.data = c->lse + c->heads * p->S;
+    }
+    TRY(retrieve(p->ctx, &in, heads, part,
+                 tensor_3d(c->blocks, DT_I32, p->S, K, r->first + r->last + r->top), params, err));
+    if (r->measure)
+        TRY(measure_found(p, err));
+done:
+    return st;
 }

@@ -292,6 +292,11 @@ tril_status pass_begin(struct pass *p, struct model *m, struct workspace *w, con
         p->max_q = n > p->max_q ? n : p->max_q;
         p->max_kv = length[s] > p->max_kv ? length[s] : p->max_kv;
     }
+    if (b->cache && b->cache->retrieve.top > 0) {
+        int32_t *held = stage(p, &used, p->S, &p->held);
+        for (int64_t s = 0; s < p->S; s++)
+            held[s] = b->cache->length[b->slots[s]];
+    }
     if (with_targets)
         memcpy(stage(p, &used, p->N, &p->targets), b->targets, (size_t)p->N * sizeof *b->targets);
     if (b->rows && b->row_count)
