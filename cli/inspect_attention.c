@@ -1,4 +1,5 @@
 /* tril inspect attention: mask, scores and softmax of every layer and head in one pass. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,8 +18,9 @@ static json_t *matrix_json(const float *f, const uint8_t *u, int64_t T) {
     for (int64_t i = 0; i < T; i++) {
         json_t *row = json_array();
         for (int64_t j = 0; j < T; j++)
-            json_array_append_new(row,
-                                  f ? json_real((double)f[i * T + j]) : json_integer(u[i * T + j]));
+            json_array_append_new(row, !f                       ? json_integer(u[i * T + j])
+                                       : isfinite(f[i * T + j]) ? json_real((double)f[i * T + j])
+                                                                : json_null());
         json_array_append_new(rows, row);
     }
     return rows;

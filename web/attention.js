@@ -67,12 +67,12 @@ const keeper = (most) => {
 };
 const keepLayer = keeper(4), keepMatrix = keeper(Math.max(6, Math.min(64, Math.floor(3e7 / (T * T))))), keepMask = keeper(64);
 
-/* { q [H T d], k [K T d] } of a layer. */
+/* { q [H T d], k [K T d] } of a layer; with relative positions also { pq [H T d], r [H R d] }. */
 const layerData = (l) => keepLayer(l, () => {
   const info = layers[l], bytes = bytesOf("layer-" + l);
   const all = meta.half ? halves(new Uint16Array(bytes.buffer)) : new Float32Array(bytes.buffer);
-  const split = info.heads * T * info.width;
-  return { q: all.subarray(0, split), k: all.subarray(split) };
+  const split = info.heads * T * info.width, end = split + info.kv * T * info.width;
+  return { q: all.subarray(0, split), k: all.subarray(split, end), pq: all.subarray(end, end + split), r: all.subarray(end + split) };
 });
 const lse = (l, h) => keepMask("lse" + l, () => new Float32Array(bytesOf("lse-" + l).buffer)).subarray(h * T, (h + 1) * T);
 
@@ -102,7 +102,18 @@ const products = (l, h, mask) => { /* scale q.k, where the mask says so (null: e
   return out;
 };
 const addTo = (l, h, s) => {
-  const { softcap, slopes } = layers[l], slope = slopes ? slopes[h] : 0;
+  const { softcap, slopes, distances, width: d, scale } = layers[l], slope = slopes ? slopes[h] : 0;
+  if (distances) {
+    const { pq, r } = layerData(l), mask = maskOf(l, h);
+    for (let i = 0; i < T; i++)
+      for (let j = 0; j <= i; j++) {
+        if (!mask[i * T + j]) continue;
+        let sum = 0;
+        for (let c = 0, a = (h * T + i) * d, b = (h * distances + i - j) * d; c < d; c++) sum += pq[a + c] * r[b + c];
+        s[i * T + j] += scale * sum;
+      }
+    return s;
+  }
   if (!softcap && !slope) return s;
   for (let i = 0; i < T; i++)
     for (let j = 0; j < T; j++) {
@@ -373,8 +384,8 @@ function readout() {
   add(`  (score ${score.toFixed(2)}${added})`, "i");
 }
 
-const adds = (l) => !!(layers[l].softcap || layers[l].slopes);
-const addedName = (l) => [layers[l].softcap ? "softcap" : "", layers[l].slopes ? "ALiBi" : ""].filter(Boolean).join(" and ");
+const adds = (l) => !!(layers[l].softcap || layers[l].slopes || layers[l].distances);
+const addedName = (l) => [layers[l].softcap ? "softcap" : "", layers[l].slopes ? "ALiBi" : "", layers[l].distances ? "relative positions" : ""].filter(Boolean).join(" and ");
 
 function strongest(list, title, heading, value, colour) {
   const rows = [];
@@ -515,8 +526,8 @@ function drawFacts() {
   $("facts").replaceChildren();
   $("formula").textContent = "";
   if (!info.seen) return;
-  const inner = `QKᵀ · ${+info.scale.toPrecision(4)}`, cap = info.softcap ? `softcap(${inner})` : inner;
-  const full = info.slopes ? `${cap} − ${+info.slopes[h].toPrecision(3)} · distance` : cap;
+  const content = info.distances ? "(Q + u)Kᵀ" : "QKᵀ", inner = `${content} · ${+info.scale.toPrecision(4)}`, cap = info.softcap ? `softcap(${inner})` : inner;
+  const full = info.distances ? inner + " + positions" : info.slopes ? `${cap} − ${+info.slopes[h].toPrecision(3)} · distance` : cap;
   $("formula").textContent = { scores: inner, added: full, mask: "who may see whom", weights: `softmax(mask(${full}))` }[state.view];
   const f = figures(l, h);
   for (const m of MEASURES) {

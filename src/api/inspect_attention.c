@@ -29,7 +29,7 @@ static int64_t kind_layer(int64_t i, int64_t layers) {
 }
 
 static bool adds(const struct look_layer *l) {
-    return l->softcap > 0 || l->slopes || l->bias;
+    return l->softcap > 0 || l->slopes || l->bias || l->position_r;
 }
 
 static bool kind_wanted(const struct look_layer *l, int kind) {
@@ -241,8 +241,14 @@ tril_status tril_look(const struct tril_look_options *o, struct tril_look *out,
                 (struct tril_look_head){(int)l,     (int)h, x.entropy, x.distance, x.first,
                                         x.previous, x.self, x.sink,    x.largest,  x.uniform};
         }
-    if (o->html)
+    if (o->html) {
         TRY(look_write_page(&s, o, out->heads, out->head_count, thumbs, size, err));
+        int64_t kept = 0; /* the page has all, the caller those that were asked for */
+        for (int64_t i = 0; i < out->head_count; i++)
+            if (inspected_chosen(o, out->heads[i].layer, out->heads[i].head))
+                out->heads[kept++] = out->heads[i];
+        out->head_count = kept;
+    }
     if (o->out)
         TRY(look_write_tensors(&s, o, err));
     if (o->svg || o->png)

@@ -2,7 +2,8 @@
  * place of {{style}}, {{script}} and {{data}}.
  *
  *   meta       JSON: tokens, layers, figures of each head
- *   layer-L    base64: q [H, T, d], then k [K, T, d], fp32 or fp16
+ *   layer-L    base64: q [H, T, d], then k [K, T, d], fp32 or fp16; with relative positions then
+ *              q + w [H, T, d] and r [H, R, d]
  *   lse-L      base64: fp32 [H, T]
  *   mask-N     base64: bits [T, (T + 7) / 8], of masks that are neither causal nor full
  *   thumbs     base64: a byte for each cell of each head's small picture, 255 sqrt(weight) */
@@ -205,11 +206,11 @@ static json_t *layer_json(const struct look_layer *a, int64_t thumb, const int *
     }
     for (int64_t h = 0; h < a->heads; h++)
         json_array_append_new(masks, json_integer(mask[h]));
-    return json_pack("{s:b, s:I, s:I, s:I, s:f, s:f, s:o, s:b, s:o, s:I}", "seen", 1, "heads",
+    return json_pack("{s:b, s:I, s:I, s:I, s:f, s:f, s:o, s:b, s:o, s:I, s:I}", "seen", 1, "heads",
                      (json_int_t)a->heads, "kv", (json_int_t)a->kv_heads, "width",
-                     (json_int_t)a->width, "scale", (double)a->scale, "softcap", (double)a->softcap,
-                     "slopes", slopes, "sink", a->sink != NULL, "mask", masks, "thumb",
-                     (json_int_t)thumb);
+                     (json_int_t)a->width, "scale", (double)a->scale, "softcap",
+                     (double)a->softcap, "slopes", slopes, "sink", a->sink != NULL, "mask", masks,
+                     "thumb", (json_int_t)thumb, "distances", (json_int_t)a->distances);
 }
 
 /* The name to show: of the directory or the preset. */
@@ -332,6 +333,12 @@ static tril_status data_put(const struct inspected *s, const struct tril_look_op
         TRY(block_begin(&e, f, "layer", l, err));
         TRY(values_put(&e, a->q, a->dtype, a->heads * a->rows * a->width, half, err));
         TRY(values_put(&e, a->k, a->dtype, a->kv_heads * a->rows * a->width, half, err));
+        if (a->position_r) {
+            TRY(values_put(&e, (const char *)a->position_q, DT_F32, a->heads * a->rows * a->width,
+                           half, err));
+            TRY(values_put(&e, (const char *)a->position_r, DT_F32,
+                           a->heads * a->distances * a->width, half, err));
+        }
         TRY(block_end(&e, err));
     }
 done:

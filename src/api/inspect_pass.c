@@ -180,6 +180,7 @@ tril_status inspected_run(struct inspected *s, struct tril_error *err) {
         return no_memory(err);
     TRY(workspace_create(&s->w, s->m, &options, err));
     TRY(workspace_watch_attention(s->w, look_hook, s->look, err));
+    workspace_watch_relative(s->w, look_relative_hook);
     double begun = clock_seconds();
     TRY(model_forward(s->m, s->w, &b, logits, err));
     s->seconds = clock_seconds() - begun;

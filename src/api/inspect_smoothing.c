@@ -232,6 +232,7 @@ tril_status tril_smoothing(const struct tril_look_options *o, int64_t windows, c
     const struct workspace_options options = {.max_tokens = seq, .max_sequences = 1};
     TRY(workspace_create(&s.w, s.m, &options, err));
     TRY(workspace_watch_attention(s.w, look_hook, s.look, err));
+    workspace_watch_relative(s.w, look_relative_hook);
     workspace_set_hook(s.w, record, &r);
     int64_t targets = 0;
     for (int64_t k = 0; k < count; k++) {

@@ -16,6 +16,7 @@ struct workspace {
     model_hook *hook;
     void *hook_arg;
     attention_hook *watch;
+    relative_hook *watch_relative; /* called with watch_arg */
     void *watch_arg;
     void *watch_lse; /* [H, max_tokens], while somebody watches a workspace that keeps none */
 };

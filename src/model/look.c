@@ -22,6 +22,8 @@ static void layer_clear(struct look_layer *l) {
     free(l->slopes);
     free(l->sink);
     free(l->bias);
+    free(l->position_q);
+    free(l->position_r);
     free(l->rules);
     free(l->head_rule);
     *l = (struct look_layer){0};
@@ -167,6 +169,72 @@ done:
     return st;
 }
 
+/* t [N, H, d], strided, as floats [H, N, d], each with add [H, d] (NULL: nothing) added. */
+static tril_status sum_keep(struct op_context *ctx, const struct tensor *t, const float *add,
+                            float **out, struct tril_error *err) {
+    const int64_t H = t->shape[1], N = t->shape[0], d = t->shape[2];
+    char *kept = NULL;
+    tril_status st;
+    TRY(heads_keep(ctx, t, 0, N, &kept, err));
+    *out = malloc((size_t)(H * N * d) * sizeof **out);
+    if (!*out)
+        TRY(no_memory(err));
+    dtype_convert(*out, DT_F32, kept, t->dtype, (size_t)(H * N * d));
+    for (int64_t i = 0; add && i < H * N * d; i++)
+        (*out)[i] += add[i / (N * d) * d + i % d];
+done:
+    mem_free(kept);
+    return st;
+}
+
+tril_status look_relative_hook(void *arg, int layer, const struct relative_attention_inputs *in,
+                               struct tensor lse, const struct relative_attention_params *p,
+                               struct tril_error *err) {
+    struct look *k = arg;
+    struct look_layer *l = &k->layer[layer];
+    struct op_context *ctx = k->ctx;
+    float *u = NULL, *w = NULL, *q = NULL;
+    tril_status st;
+    layer_clear(l);
+    if (in->past_k.data || in->q_offsets.shape[0] != 2)
+        return error_set(err, TRIL_ERR_UNSUPPORTED,
+                         "recurrent attention is looked at in one whole text at a time");
+    *l = (struct look_layer){.seen = true,
+                             .rows = in->q.shape[0],
+                             .keys = in->k.shape[0],
+                             .heads = in->q.shape[1],
+                             .kv_heads = in->k.shape[1],
+                             .width = in->q.shape[2],
+                             .dtype = DT_F32,
+                             .scale = p->scale,
+                             .causal = true,
+                             .distances = in->r.shape[0],
+                             .segment = p->segment,
+                             .memory = p->memory};
+    TRY(floats_keep(ctx, in->u, &u, err));
+    TRY(floats_keep(ctx, in->w, &w, err));
+    TRY(sum_keep(ctx, &in->q, u, &q, err)); /* from here on q is q + u, in fp32 */
+    TRY(mem_alloc((void **)&l->q, (size_t)(l->heads * l->rows * l->width) * sizeof *q,
+                  "queries and keys", err));
+    memcpy(l->q, q, (size_t)(l->heads * l->rows * l->width) * sizeof *q);
+    free(q);
+    q = NULL;
+    TRY(sum_keep(ctx, &in->k, NULL, &q, err));
+    TRY(mem_alloc((void **)&l->k, (size_t)(l->kv_heads * l->keys * l->width) * sizeof *q,
+                  "queries and keys", err));
+    memcpy(l->k, q, (size_t)(l->kv_heads * l->keys * l->width) * sizeof *q);
+    TRY(sum_keep(ctx, &in->q, w, &l->position_q, err));
+    TRY(sum_keep(ctx, &in->r, NULL, &l->position_r, err));
+    TRY(floats_keep(ctx, lse, &l->lse, err));
+done:
+    free(u);
+    free(w);
+    free(q);
+    if (st != TRIL_OK)
+        layer_clear(l);
+    return st;
+}
+
 /* ------------------------------------------------------------------ one head */
 
 enum { CHUNK_BYTES = 1 << 25 }; /* of weights in the backend's memory at a time */
@@ -175,6 +243,8 @@ struct look_head {
     const struct look_layer *l;
     struct op_context *ctx;
     int64_t head;
+    float *own;         /* the bias that relative positions make, [T, M], or NULL */
+    const float *bias;  /* [T, M] of this head, or NULL */
     float *q, *k, *k_t; /* [T, d], [M, d], [d, M] */
     char *device;       /* what attention_probabilities takes, one block */
     struct tensor p;    /* [chunk, 1, M] in it */
@@ -195,6 +265,7 @@ void look_head_close(struct look_head *h) {
     mem_free(h->q);
     mem_free(h->k);
     mem_free(h->k_t);
+    mem_free(h->own);
     free(h);
 }
 
@@ -214,7 +285,7 @@ static tril_status device_fill(struct look_head *h, struct tril_error *err) {
                                                     : T;
     const int64_t group = l->heads / l->kv_heads;
     const int32_t offsets[2] = {0, (int32_t)T}, start = 0, length = (int32_t)M;
-    const float *bias = l->bias && l->bias_heads > 1 ? l->bias + h->head * T * M : l->bias;
+    const float *bias = h->bias;
     int64_t at = round_up(T * d * size) + round_up(M * d * size) + round_up(T * 4) +
                  round_up(chunk * M * 4) + round_up(chunk * 4) + 4 * MEMORY_ALIGN +
                  (bias ? round_up(T * M * 4) : 0);
@@ -258,6 +329,29 @@ done:
     return st;
 }
 
+/* Relative positions as a bias: scale (q_i + w).r_(i-j) where i sees j, -inf elsewhere. */
+static tril_status positions_bias(struct look_head *h, struct tril_error *err) {
+    const struct look_layer *l = h->l;
+    const int64_t T = l->rows, M = l->keys, d = l->width;
+    tril_status st;
+    TRY(mem_alloc((void **)&h->own, (size_t)(T * M) * sizeof *h->own, "relative positions", err));
+    for (int64_t i = 0; i < T; i++) {
+        const float *q = l->position_q + (h->head * T + i) * d;
+        int64_t first = l->segment > 0 ? i / l->segment * l->segment - l->memory : 0;
+        for (int64_t j = 0; j < M; j++) {
+            const bool sees = j <= i && j >= first && i - j < l->distances;
+            const float *r = l->position_r + (h->head * l->distances + (sees ? i - j : 0)) * d;
+            float sum = 0;
+            for (int64_t c = 0; sees && c < d; c++)
+                sum += q[c] * r[c];
+            h->own[i * M + j] = sees ? l->scale * sum : -INFINITY;
+        }
+    }
+    h->bias = h->own;
+done:
+    return st;
+}
+
 tril_status look_head_open(struct look_head **out, const struct look *k, int layer, int64_t head,
                            struct tril_error *err) {
     tril_status st = TRIL_OK;
@@ -286,6 +380,10 @@ tril_status look_head_open(struct look_head **out, const struct look *k, int lay
     for (int64_t j = 0; j < M; j++)
         for (int64_t c = 0; c < d; c++)
             h->k_t[c * M + j] = h->k[j * d + c];
+    if (l->position_r)
+        TRY(positions_bias(h, err));
+    else if (l->bias)
+        h->bias = l->bias_heads > 1 ? l->bias + head * T * M : l->bias;
     TRY(device_fill(h, err));
     *out = h;
     h = NULL;
@@ -334,8 +432,7 @@ void look_head_scores(const struct look_head *h, int64_t row, int64_t rows, floa
 
 void look_head_added(const struct look_head *h, int64_t row, int64_t rows, float *scores) {
     const struct look_layer *l = h->l;
-    const float *bias =
-        l->bias && l->bias_heads > 1 ? l->bias + h->head * l->rows * l->keys : l->bias;
+    const float *bias = h->bias;
     for (int64_t i = row; i < row + rows; i++, scores += l->keys)
         for (int64_t j = 0; j < l->keys; j++) {
             if (l->softcap > 0)
@@ -349,8 +446,7 @@ void look_head_added(const struct look_head *h, int64_t row, int64_t rows, float
 
 void look_head_mask(const struct look_head *h, int64_t row, int64_t rows, uint8_t *mask) {
     const struct look_layer *l = h->l;
-    const float *bias =
-        l->bias && l->bias_heads > 1 ? l->bias + h->head * l->rows * l->keys : l->bias;
+    const float *bias = h->bias;
     const struct visible_rule *rule = l->rules    ? &l->rules[l->head_rule[h->head]]
                                       : l->causal ? &visible_causal
                                                   : &visible_full;

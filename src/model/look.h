@@ -5,7 +5,8 @@
  * asked for, as flash attention's backward pass does it:
  *
  *   scores_ij  = scale q_i.k_j                       of all pairs, masked ones too
- *   added_ij   = softcap(scores_ij) - slope |p_i - j| + bias_ij
+ *   added_ij   = softcap(scores_ij) - slope |p_i - j| + bias_ij,      or of relative positions
+ *                scores_ij + scale (q_i + w).r_(i-j), q with u added beforehand (Dai et al. 2019)
  *   mask_ij    = 1 where i sees j
  *   weights_ij = exp(added_ij - lse_i) where mask_ij, else 0       (attention_probabilities)
  *
@@ -28,6 +29,9 @@ struct look_layer {
     float *lse;                                 /* [H, T] */
     float *slopes, *sink;                       /* [H], or NULL */
     float *bias;                                /* [1 or H, T, M], or NULL */
+    float *position_q, *position_r;             /* q + w [H, T, d] and r [H, R, d], or NULL */
+    int64_t distances;                          /* R */
+    int64_t segment, memory;                    /* with them: what is seen; 0: all before */
     int64_t bias_heads;
     float scale, softcap;
     bool causal;                /* without rules */
@@ -47,6 +51,8 @@ void look_free(struct look *k); /* NULL is fine */
 /* The hook for workspace_watch_attention; arg is the struct look. A later pass replaces what an
  * earlier one left. */
 attention_hook look_hook;
+
+relative_hook look_relative_hook; /* for workspace_watch_relative, with the same arg */
 
 /* One head, opened: what its matrices are computed from, in the backend's memory and as floats. */
 struct look_head;

@@ -247,6 +247,11 @@ typedef tril_status attention_hook(void *arg, int layer, const struct attention_
                                    struct tril_error *err);
 tril_status workspace_watch_attention(struct workspace *w, attention_hook *hook, void *arg,
                                       struct tril_error *err);
+/* The same of layers with relative positions, for the same watcher; NULL: those are passed over. */
+typedef tril_status relative_hook(void *arg, int layer, const struct relative_attention_inputs *in,
+                                  struct tensor lse, const struct relative_attention_params *params,
+                                  struct tril_error *err);
+void workspace_watch_relative(struct workspace *w, relative_hook *hook);
 
 /* Logits of the wanted rows: fp32 [row_count or N, V] host memory (may be NULL: only the cache is
  * filled). With a cache, the new keys and values are appended and lengths advanced. Ids out of

@@ -273,6 +273,8 @@ tril_status recurrence_forward(struct pass *p, int l, struct tensor x, const str
     TRY(recurrence_inputs(p, l, v, &in, &params, err));
     TRY(positions_forward(p, l, &in.r, err));
     TRY(relative_attention_forward(p->ctx, &in, heads, lse, params, err));
+    if (p->w->watch && p->w->watch_relative)
+        TRY(p->w->watch_relative(p->w->watch_arg, l, &in, lse, &params, err));
 done:
     return st;
 }

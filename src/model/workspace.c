@@ -62,6 +62,10 @@ done:
     return st;
 }
 
+void workspace_watch_relative(struct workspace *w, relative_hook *hook_fn) {
+    w->watch_relative = hook_fn;
+}
+
 struct tensor lse_view(const struct pass *p, int layer) {
     const struct workspace *w = p->w;
     if (w->watch && w->watch_lse)

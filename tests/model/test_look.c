@@ -52,6 +52,7 @@ static void subject_open(struct subject *s, const struct backend *b, struct mode
     OK(workspace_create(&s->w, s->m, &o, &err));
     OK(look_create(&s->look, s->m, &err));
     OK(workspace_watch_attention(s->w, look_hook, s->look, &err));
+    workspace_watch_relative(s->w, look_relative_hook);
 }
 
 static void subject_close(struct subject *s) {
@@ -59,6 +60,13 @@ static void subject_close(struct subject *s) {
     workspace_free(s->w);
     model_free(s->m);
     op_context_free(&s->ctx);
+}
+
+/* Of a weight under relative positions: two products of d terms; in bf16 the kernels round q + u
+ * and q + w to it first. */
+static double relative_error(const struct subject *s, int64_t d, double size) {
+    double eps = s->m->dtype == DT_BF16 ? 0x1p-8 : FLT_EPSILON * (double)(4 * d + T + 8);
+    return 2 * eps * (size + 1);
 }
 
 /* One head against the formulas. */
@@ -159,6 +167,56 @@ static void check_head(const struct subject *s, const struct record *r, int l, i
     visible_set_free(&rules);
 }
 
+/* Relative positions: the content's part against the formula; and since the log-sum-exp is the
+ * pass's own, rows add up to 1 only where the position's part is right too. */
+static void check_relative(const struct subject *s, const struct record *r, int l, int64_t head,
+                           const char *name) {
+    const struct model_config *c = &s->m->config;
+    const struct mixer_config *mixer = model_mixer(c, l);
+    const int64_t d = c->head_dim, kv = head / (c->heads / c->kv_heads);
+    const double scale = 1 / sqrt((double)d);
+    const float *u = s->m->vectors[model_row(s->m, PARAM_CONTENT_BIAS, l)] + head * d;
+    float scores[T * T], added[T * T], weights[T * T];
+    uint8_t mask[T * T];
+    struct look_head *h;
+    bool differs = false;
+    OK(look_head_open(&h, s->look, l, head, &err));
+    look_head_scores(h, 0, T, scores);
+    memcpy(added, scores, sizeof added);
+    look_head_added(h, 0, T, added);
+    look_head_mask(h, 0, T, mask);
+    OK(look_head_weights(h, 0, T, weights, &err));
+    for (int i = 0; i < T; i++) {
+        double sum = 0, total = 0, size = 0;
+        for (int j = 0; j < T; j++) {
+            double x = 0;
+            for (int64_t k = 0; k < d; k++) {
+                double term =
+                    (r->q[l][i][head * d + k] + (double)u[k]) * r->k[l][j][kv * d + k] * scale;
+                x += term;
+                size += fabs(term);
+            }
+            assert_true(fabs(x - (double)scores[i * T + j]) <=
+                        (double)(d + 3) * FLT_EPSILON * (size + 1));
+            const bool sees = j <= i && j >= i / mixer->segment * mixer->segment - mixer->keep;
+            assert_int_equal(mask[i * T + j], sees);
+            assert_true(sees || (weights[i * T + j] == 0.0f && added[i * T + j] == -INFINITY));
+            differs |= sees && fabsf(added[i * T + j] - scores[i * T + j]) > 1e-6f;
+            total += sees ? exp((double)added[i * T + j]) : 0;
+            sum += (double)weights[i * T + j];
+        }
+        for (int j = 0; j < T; j++)
+            assert_true(!mask[i * T + j] ||
+                        fabs(exp((double)added[i * T + j]) / total - (double)weights[i * T + j]) <=
+                            relative_error(s, d, size));
+        if (!(fabs(sum - 1) <= relative_error(s, d, size)))
+            fail_msg("%s, %s: row %d of layer %d, head %d adds up to %.9g", name,
+                     s->ctx.backend->name, i, l, (int)head, sum);
+    }
+    assert_true(differs);
+    look_head_close(h);
+}
+
 static void test_formulas(void **state) {
     (void)state;
     static struct record r;
@@ -182,12 +240,15 @@ static void test_formulas(void **state) {
             for (int l = 0; l < s.m->config.layers; l++) {
                 enum mixer_kind kind = model_mixer(&s.m->config, l)->kind;
                 /* Of an external memory the attention within the segment is seen. */
-                bool shown = kind == MIXER_ATTENTION || kind == MIXER_MEMORY;
+                bool shown = kind != MIXER_LINEAR;
                 assert_int_equal(s.look->layer[l].seen, shown);
                 if (!shown)
                     continue;
                 for (int64_t h = 0; h < s.m->config.heads; h++)
-                    check_head(&s, &r, l, h, name);
+                    if (kind == MIXER_RECURRENCE)
+                        check_relative(&s, &r, l, h, name);
+                    else
+                        check_head(&s, &r, l, h, name);
             }
             subject_close(&s);
         }

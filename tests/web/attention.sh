@@ -57,6 +57,8 @@ visit "phone" 500
 visit "dark" 1280 --force-dark-mode
 page 2 1 "${tiny[@]}" --mixers "window:4+sinks:1 softcap=5/linear/causal learned-sinks" --position alibi --dtype bf16
 visit "rules, softcap, ALiBi, a linear layer" 1280
+page 1 1 "${tiny[@]}" --kv-heads 2 --mixers "causal/recurrence segment=6 keep=4/memory segment=6 keep=6 top=2"
+visit "relative positions" 1280
 # As large as it must be: 12 layers, 12 heads, 512 tokens; queries and keys are then fp16.
 ids=$(seq 1 512 | awk '{ print ($1 * 37) % 61 }' | tr '\n' ' ')
 large=(--preset nano --layers 12 --heads 12 --dim 768 --context 512 --ids "$ids")

@@ -69,7 +69,7 @@
       if (sees && w !== null) check(`weight ${i}, ${j}`, near(numbers[1], w), `${shown()} instead of ${w}`);
       const score = due.scores ? due.scores[i][j] : null, said = /score (-?[\d.]+)/.exec(shown());
       if (score !== null) check(`score ${i}, ${j}`, Math.abs(+said[1] - score) <= 0.006 + 0.002 * Math.abs(score), `${said[1]} instead of ${score}`);
-      if (due.added) {
+      if (due.added && sees) {
         const added = /score -?[\d.]+, (-?[\d.]+) after/.exec(shown());
         check(`added ${i}, ${j}`, added && Math.abs(+added[1] - due.added[i][j]) <= 0.006 + 0.002 * Math.abs(due.added[i][j]), shown());
       }
