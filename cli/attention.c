@@ -3,7 +3,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "cli.h"
 #include "json.h"
@@ -21,28 +20,18 @@ static bool parse_pair(const char *text, int64_t *a, int64_t *b) {
     return end != text && !*end && *a >= 1 && *b >= 1 && *a <= INT32_MAX && *b <= INT32_MAX;
 }
 
-static bool same_file(const char *a, const char *b) {
-    struct stat x, y;
-    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
 static tril_status fail(struct tril_error *err, const char *message, const char *value) {
     err->code = TRIL_ERR_ARGUMENT;
     snprintf(err->message, sizeof err->message, message, value);
     return TRIL_ERR_ARGUMENT;
 }
 
-static tril_status draw(const struct option_list *visible, const char *size, int64_t head,
-                        const char *path, struct tril_error *err) {
+static tril_status draw(const char *visible, const char *size, int64_t head, const char *path,
+                        struct tril_error *err) {
     int64_t rows = 32, columns = 32;
     if (size && !parse_pair(size, &rows, &columns))
         return fail(err, "--size takes rows and columns, as 32,48, not '%.40s'", size);
-    char *rule = visible->count ? option_list_join(visible) : NULL;
-    if (visible->count && !rule)
-        return TRIL_ERR_MEMORY;
-    tril_status st = tril_attention_draw(rule, head, rows, columns, path, err);
-    free(rule);
-    return st;
+    return tril_attention_draw(visible, head, rows, columns, path, err);
 }
 
 static tril_status compute(struct tril_attention_file *f, const char *block, bool json,
@@ -52,8 +41,6 @@ static tril_status compute(struct tril_attention_file *f, const char *block, boo
         return fail(err, "name the tensors' file with --qkv IN.safetensors%s", "");
     if (!f->out)
         return fail(err, "say where the results go with --out OUT.safetensors%s", "");
-    if (same_file(f->in, f->out))
-        return fail(err, "--out %s is the file of --qkv; the tensors in it would be lost", f->out);
     if (block && !parse_pair(block, &f->block_q, &f->block_k))
         return fail(err, "--block takes two sizes, of queries and keys, as 64,32, not '%.40s'",
                     block);
@@ -85,6 +72,7 @@ int cmd_attention(int argc, char **argv) {
     struct tril_error err = {0};
     const char *block = NULL, *picture = NULL, *size = NULL;
     int64_t threads = 0, seed = 0, head = 0;
+    char *rules = NULL;
     bool json = false;
     int code = 0;
     const struct option options[] = {
@@ -156,13 +144,16 @@ int cmd_attention(int argc, char **argv) {
         goto done;
     tril_threads_set((int)threads);
     f.seed = (uint64_t)seed;
-    f.visible = visible.values;
-    f.visible_count = visible.count;
+    if (visible.count && !(f.visible = rules = option_list_join(&visible))) {
+        code = command_fail("attention", TRIL_ERR_MEMORY, &err);
+        goto done;
+    }
     tril_status st =
-        picture ? draw(&visible, size, head, picture, &err) : compute(&f, block, json, &err);
+        picture ? draw(rules, size, head, picture, &err) : compute(&f, block, json, &err);
     if (st != TRIL_OK)
         code = command_fail("attention", st, &err);
 done:
+    free(rules);
     option_list_free(&visible);
     return code;
 }

@@ -143,6 +143,38 @@ tril_status tril_attention_probabilities(const struct tril_attention *a,
                                          const int32_t *rows, int64_t row_count, float *p,
                                          struct tril_error *err);
 
+/* A key/value cache in place of k and v, for decoding and for prefill in chunks: rows of tokens
+ * [rows, Hk, d]. Element b has lengths[b] keys, those of its queries included; its key j is row
+ * start[b] + j, or, with pages, row pages[b][j / page_size] * page_size + j % page_size. A page
+ * whose keys no query sees may be -1 (evicted). */
+enum tril_cache_dtype { TRIL_CACHE_FP32, TRIL_CACHE_BF16, TRIL_CACHE_INT8 };
+struct tril_attention_cache {
+    const void *k, *v;
+    enum tril_cache_dtype dtype;    /* bf16 under fp32 queries, too */
+    const float *k_scale, *v_scale; /* [rows, Hk], with 8-bit integers: value = scale * integer */
+    int64_t rows;
+    int64_t row_stride;     /* elements from row to row; 0: Hk d */
+    const int32_t *lengths; /* [B] */
+    const int32_t *start;   /* [B]; NULL with pages */
+    const int32_t *pages;   /* [B, page_columns]; NULL without */
+    int64_t page_size, page_columns;
+};
+
+/* tril_attention_forward with the keys of a cache. Of `a` the keys' strides, lengths and offsets
+ * are not used; `keys` is at least the longest length (bias and blocks have so many columns). T is
+ * the number of new queries (1 to decode; elements' may differ: query_lengths, query_offsets);
+ * queries are fp32 or bf16; no dropout, not linear. Buffers: q, o, and as wanted lse, slopes, bias,
+ * sink. A cache with pages and one without give the same bits, and so do a whole sequence at once
+ * and its tokens one by one. */
+tril_status tril_attention_cached(const struct tril_attention *a,
+                                  const struct tril_attention_cache *cache,
+                                  const struct tril_attention_buffers *b, void *scratch,
+                                  size_t scratch_bytes, struct tril_error *err);
+/* Bytes of scratch that it needs; they depend on the lengths, too. */
+tril_status tril_attention_cached_scratch(const struct tril_attention *a,
+                                          const struct tril_attention_cache *cache, size_t *bytes,
+                                          struct tril_error *err);
+
 /* The slopes of ALiBi for any number of heads: 2^(-8h/n), h = 1 .. n; n no power of two: those of
  * the next smaller power p, then every second of those of 2p. */
 void tril_attention_alibi(int64_t heads, float *slopes);
@@ -154,12 +186,11 @@ struct tril_attention_file {
     const char
         *in; /* q [B, H, T, d], k, v [B, Hk, Tk, d]; do [B, H, T, d] for gradients; optionally
               * bias [1 or H, T, Tk], sink [H], blocks; fp32, bf16, fp16 or fp64 */
-    const char
-        *out; /* o, lse [B, H, T] fp32; p [B, H, T, Tk] fp32; dq, dk, dv; dbias, dsink fp32 */
+    const char *out; /* another file: o, lse [B, H, T] fp32; p [B, H, T, Tk] fp32; dq, dk, dv;
+                        dbias, dsink fp32 */
     const char *implementation; /* "flash" (NULL), "fused", "materialised", ... */
     const char *dtype;          /* "fp32" | "bf16" | "fp16"; NULL: that of q */
-    const char *const *visible; /* rules; several: each "0-3=RULE" for its heads */
-    int visible_count;          /* 0: causal */
+    const char *visible;        /* as in struct tril_attention; NULL: causal */
     bool alibi;                 /* the usual slopes */
     double scale;               /* NaN: 1 / sqrt(d) */
     double softcap, dropout;

@@ -340,22 +340,31 @@ static void convert(const struct plan *p, int t, bool in) {
 
 /* ------------------------------------------------------------------ the calls */
 
+int attention_threads_set(const struct tril_attention *a) {
+    int threads = threads_count();
+    if (a->threads > 0 && a->threads != threads)
+        threads_set(a->threads);
+    return threads;
+}
+
+void attention_threads_restore(const struct tril_attention *a, int threads) {
+    if (a->threads > 0 && a->threads != threads)
+        threads_set(threads == threads_available() ? 0 : threads);
+}
+
 static tril_status run(struct plan *p, const struct tril_attention_buffers *b,
                        enum direction direction, struct tril_error *err) {
     static const int in[][6] = {{Q, K, V, -1}, {Q, K, V, O, DOUT, -1}};
     static const int out[][4] = {{O, -1}, {DQ, DK, DV, -1}};
-    int threads = threads_count();
+    int threads = attention_threads_set(p->a);
     tril_status st = TRIL_OK;
-    if (p->a->threads > 0 && p->a->threads != threads)
-        threads_set(p->a->threads);
     for (const int *t = in[direction]; p->narrow && *t >= 0; t++)
         convert(p, *t, true);
     for (int64_t i = 0; i < p->calls && st == TRIL_OK; i++)
         st = (direction == FORWARD ? forward_call : backward_call)(p, i, b, err);
     for (const int *t = out[direction]; p->narrow && *t >= 0 && st == TRIL_OK; t++)
         convert(p, *t, false);
-    if (p->a->threads > 0 && p->a->threads != threads)
-        threads_set(threads == threads_available() ? 0 : threads);
+    attention_threads_restore(p->a, threads);
     return st;
 }
 
@@ -482,9 +491,7 @@ static tril_status measure(const struct tril_attention *a, enum direction direct
     plan_place(&p, direction);
     for (int t = 0; t < TENSORS; t++)
         p.at[t].data = &here;
-    int threads = threads_count();
-    if (a->threads > 0)
-        threads_set(a->threads);
+    int threads = attention_threads_set(a);
     p.ctx.measuring = true;
     for (int64_t i = 0; i < p.calls; i++) {
         struct tril_error told = {0};
@@ -498,8 +505,7 @@ static tril_status measure(const struct tril_attention *a, enum direction direct
         most = p.ctx.measured > most ? p.ctx.measured : most;
         st = TRIL_OK;
     }
-    if (a->threads > 0)
-        threads_set(threads == threads_available() ? 0 : threads);
+    attention_threads_restore(a, threads);
     *bytes += (size_t)most + MEMORY_ALIGN;
     blocks[0] = p.ctx.block_rows;
     blocks[1] = p.ctx.block_keys;

@@ -26,6 +26,10 @@ tril_status attention_implementation_parse(const char *name,
                                            enum tril_attention_implementation *out,
                                            struct tril_error *err);
 
+/* Threads as a call wants them; gives what attention_threads_restore needs. */
+int attention_threads_set(const struct tril_attention *a);
+void attention_threads_restore(const struct tril_attention *a, int threads);
+
 static inline enum dtype attention_dtype(enum tril_dtype t) {
     return t == TRIL_FP32 ? DT_F32 : t == TRIL_BF16 ? DT_BF16 : DT_F16;
 }

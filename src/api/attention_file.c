@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "api/attention.h"
+#include "base/file.h"
 #include "base/memory.h"
 #include "base/system.h"
 #include "formats/safetensors.h"
@@ -237,30 +238,6 @@ done:
     return st;
 }
 
-/* The rules of the command line as one text. */
-static tril_status join_rules(struct job *j, struct tril_error *err) {
-    const struct tril_attention_file *f = j->f;
-    size_t length = 1;
-    void *memory;
-    if (f->visible_count == 0)
-        return TRIL_OK;
-    for (int i = 0; i < f->visible_count; i++)
-        length += strlen(f->visible[i]) + 1;
-    tril_status st = job_alloc(j, &memory, length, 1, "the visibility rules", err);
-    if (st != TRIL_OK)
-        return st;
-    char *to = memory;
-    for (int i = 0; i < f->visible_count; i++) {
-        size_t n = strlen(f->visible[i]);
-        memcpy(to, f->visible[i], n);
-        to[n] = ' ';
-        to += n + 1;
-    }
-    to[-1] = 0;
-    j->a.visible = memory;
-    return TRIL_OK;
-}
-
 /* ------------------------------------------------------------------ what is written */
 
 static tril_status allocate_outputs(struct job *j, struct tril_error *err) {
@@ -336,9 +313,14 @@ tril_status tril_attention_file(const struct tril_attention_file *f,
     size_t forward = 0, backward = 0;
     void *scratch;
     tril_status st = TRIL_OK;
+    if (path_same(f->in, f->out))
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "the results cannot go to %s: it holds the tensors that are read, which "
+                         "would be lost",
+                         f->out);
     TRY(safetensors_open(&j.in, f->in, err));
     TRY(read_main(&j, err));
-    TRY(join_rules(&j, err));
+    j.a.visible = f->visible;
     TRY(read_rest(&j, err));
     if (j.a.implementation == TRIL_ATTENTION_LINEAR && f->probabilities) {
         st = error_set(err, TRIL_ERR_ARGUMENT, "linear attention has no probabilities to write");

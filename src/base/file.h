@@ -44,6 +44,7 @@ tril_status file_write_atomic(const char *path, const void *data, size_t size,
 
 bool path_exists(const char *path);
 bool path_is_dir(const char *path);
+bool path_same(const char *a, const char *b); /* both exist and are one file, by whatever names */
 /* dir + "/" + name, malloc'ed; NULL only when out of memory. */
 char *path_join(const char *dir, const char *name);
 tril_status dir_make(const char *path, struct tril_error *err); /* with parents; existing is fine */

@@ -178,6 +178,9 @@ static void test_directories(void **state) {
     assert_int_equal(dir_make(test_path("a/b/c/"), NULL), TRIL_OK);
     assert_true(path_is_dir(test_path("a/b/c")) && path_exists(test_path("a")));
     write_file(test_path("a/f"), "f");
+    assert_true(path_same(test_path("a/f"), test_path("a/b/../f")));
+    assert_false(path_same(test_path("a/f"), test_path("a")));
+    assert_false(path_same(test_path("a/none"), test_path("a/none")));
     assert_true(path_exists(test_path("a/f")) && !path_is_dir(test_path("a/f")));
     assert_int_equal(dir_make(test_path("a/f/g"), &err), TRIL_ERR_IO);
     assert_int_equal(dir_make("", NULL), TRIL_ERR_ARGUMENT);
