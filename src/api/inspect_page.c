@@ -208,9 +208,9 @@ static json_t *layer_json(const struct look_layer *a, int64_t thumb, const int *
         json_array_append_new(masks, json_integer(mask[h]));
     return json_pack("{s:b, s:I, s:I, s:I, s:f, s:f, s:o, s:b, s:o, s:I, s:I}", "seen", 1, "heads",
                      (json_int_t)a->heads, "kv", (json_int_t)a->kv_heads, "width",
-                     (json_int_t)a->width, "scale", (double)a->scale, "softcap",
-                     (double)a->softcap, "slopes", slopes, "sink", a->sink != NULL, "mask", masks,
-                     "thumb", (json_int_t)thumb, "distances", (json_int_t)a->distances);
+                     (json_int_t)a->width, "scale", (double)a->scale, "softcap", (double)a->softcap,
+                     "slopes", slopes, "sink", a->sink != NULL, "mask", masks, "thumb",
+                     (json_int_t)thumb, "distances", (json_int_t)a->distances);
 }
 
 /* The name to show: of the directory or the preset. */
