@@ -219,6 +219,12 @@ tril_status tril_look(const struct tril_look_options *o, struct tril_look *out,
     TRY(inspected_open(&s, o, err));
     TRY(check_choice(&s, o, err));
     TRY(inspected_run(&s, err));
+    if (o->layer >= 0 && !s.look->layer[o->layer].seen) {
+        st = error_set(err, TRIL_ERR_ARGUMENT,
+                       "layer %d has no softmax attention to look at: it is linear, or off",
+                       o->layer);
+        goto done;
+    }
     const int64_t L = s.look->layers;
     const int64_t size = s.tokens < PAGE_THUMB ? s.tokens : PAGE_THUMB;
     int64_t most = 0;

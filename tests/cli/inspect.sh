@@ -78,6 +78,7 @@ refuse 2 'name one model' inspect attention --ids 1 --svg "$out"
 refuse 3 'nowhere' "${look[@]}" --prompt-file "$dir/nowhere"
 refuse 3 'no/such' "${look[@]}" --ids 1 --html "$dir/no/such.html"
 refuse 2 'no softmax' "${look[@]}" --ids 1 --mixers linear --layer 0 --head 0 --svg "$out"
+refuse 2 'no softmax' "${look[@]}" --ids "1 2" --ablate attention:1 --layer 1 --out "$out"
 refuse 2 '2048 tokens' inspect attention --preset nano --layers 1 --heads 1 --dim 8 --context 3000 --ids "$(seq 1 2100 | awk '{ print $1 % 50 }' | tr '\n' ' ')" --html "$out"
 refuse 2 'did you mean' "${look[@]}" --idz 1
 
