@@ -127,6 +127,16 @@ static int64_t choose(const struct search *f, int64_t n, int64_t kv_head, const 
     return count;
 }
 
+/* Rows of a head lie K d apart: too far for the processor to guess. */
+static void fetch_ahead(const struct retrieve_call *c, const struct tensor *t, int64_t n,
+                        int64_t kv_head, int64_t j) {
+    enum { AHEAD = 8 };
+    int64_t row = min_i64(c->kv_start[n] + j + AHEAD, t->shape[0] - 1);
+    const char *at = element(t, row, kv_head);
+    for (int64_t byte = 0; byte < c->width * dtype_bytes(t->dtype); byte += 64)
+        __builtin_prefetch(at + byte);
+}
+
 /* Item: (row, key/value head). */
 static void run_retrieve(void *arg, int64_t begin, int64_t end, int worker) {
     const struct search *f = arg;
@@ -145,6 +155,7 @@ static void run_retrieve(void *arg, int64_t begin, int64_t end, int worker) {
         for (int64_t x = 0; x < chosen; x++)
             for (int64_t j = blocks[x] * block;
                  j < min_i64((blocks[x] + 1) * block, c->kv_length[n]); j++, count++) {
+                fetch_ahead(c, &c->k, n, kv_head, j);
                 row_to_float(row, element(&c->k, c->kv_start[n] + j, kv_head), c->k.dtype, c->width,
                              ld, 1);
                 for (int64_t g = 0; g < G; g++)
@@ -171,6 +182,7 @@ static void run_retrieve(void *arg, int64_t begin, int64_t end, int worker) {
         for (int64_t x = 0; x < chosen; x++)
             for (int64_t j = blocks[x] * block;
                  j < min_i64((blocks[x] + 1) * block, c->kv_length[n]); j++, count++) {
+                fetch_ahead(c, &c->v, n, kv_head, j);
                 row_to_float(row, element(&c->v, c->kv_start[n] + j, kv_head), c->v.dtype, c->width,
                              ld, 1);
                 for (int64_t g = 0; g < G; g++) {
