@@ -125,7 +125,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     struct trial out[VARIANTS];
     struct table *t = NULL;
     struct progress progress;
-    double ratio[4][DEEP + 1], x[DEEP + 1], at[VARIANTS], valid[VARIANTS];
+    double ratio[4][DEEP + 1], x[DEEP + 1], valid[VARIANTS];
     int64_t done_steps = 0;
     tril_status st = TRIL_OK;
     progress_start(&progress, "ablation", steps * VARIANTS);
@@ -135,7 +135,6 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     for (int i = 0; i < VARIANTS; i++) {
         struct mini_config c = variant(i, &base);
         TRY(train(l, &c, &text, steps, &progress, &done_steps, &out[i], err));
-        at[i] = i;
         valid[i] = out[i].valid;
         table_add_text(t, names[i]);
         table_add_number(t, out[i].parameters, 0);
@@ -181,18 +180,14 @@ static tril_status run(struct lab *l, struct tril_error *err) {
                                     .curve_count = 4,
                                     .y_log = true};
     TRY(lab_curves(l, "gradients", &plot, err));
-    const struct curve bars[] = {{.label = "validation loss (0 everything, 1 MLP, 2 residual, 3 "
-                                           "norm, 4 Q, 5 scale off, 6 untied, 7 ReLU)",
-                                  .x = at,
-                                  .y = valid,
-                                  .n = VARIANTS,
-                                  .style = CURVE_DOTS}};
-    const struct curve_plot second = {.title = "Without one part",
-                                      .x_label = "model",
-                                      .y_label = "nats per token",
-                                      .curves = bars,
-                                      .curve_count = 1};
-    TRY(lab_curves(l, "ablation", &second, err));
+    const struct bar_plot second = {.title = "Without one part",
+                                    .subtitle = "models trained alike",
+                                    .x_label = "validation loss, nats per token",
+                                    .names = names,
+                                    .values = valid,
+                                    .count = VARIANTS,
+                                    .decimals = 3};
+    TRY(lab_bars(l, "ablation", &second, err));
     int worst = 1;
     for (int i = 2; i < 6; i++)
         worst = !(valid[i] <= valid[worst]) ? i : worst;

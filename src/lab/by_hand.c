@@ -156,19 +156,19 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     t = NULL;
     if (st != TRIL_OK)
         goto done;
-    double label[] = {0, 1, 2}, us[] = {x[0].median * 1e6, x[1].median * 1e6, x[2].median * 1e6},
-           cold[] = {x[0].cold * 1e6, x[1].cold * 1e6, x[2].cold * 1e6};
-    const struct curve curves[] = {
-        {.label = "warm (median)", .x = label, .y = us, .n = 3, .style = CURVE_DOTTED_LINE},
-        {.label = "the first, cold call", .x = label, .y = cold, .n = 3, .style = CURVE_DOTS}};
-    const struct curve_plot plot = {.title = "One call",
-                                    .x_label =
-                                        "0 by hand, 1 optimised (flash), 2 optimised (fused rows)",
-                                    .y_label = "microseconds",
-                                    .curves = curves,
-                                    .curve_count = 2,
-                                    .y_log = true};
-    TRY(lab_curves(l, "calls", &plot, err));
+    const char *const labels[] = {"by hand",     "by hand, cold", "flash",
+                                  "flash, cold", "fused rows",    "fused rows, cold"};
+    const double us[] = {x[0].median * 1e6, x[0].cold * 1e6,   x[1].median * 1e6,
+                         x[1].cold * 1e6,   x[2].median * 1e6, x[2].cold * 1e6};
+    const struct bar_plot plot = {.title = "One call",
+                                  .subtitle = "the median of warm calls, and the first, cold one",
+                                  .x_label = "microseconds",
+                                  .names = labels,
+                                  .values = us,
+                                  .count = 6,
+                                  .decimals = 1,
+                                  .marked = -1};
+    TRY(lab_bars(l, "calls", &plot, err));
     lab_claim(l, total[1] < total[0] || total[2] < total[0], "optimised over manual, 50,000 calls",
               "7.0 s against 6.5 s (1.08x)", "%.3f s against %.3f s (%.2fx), fused rows %.3f s",
               total[0], total[1], total[0] / total[1], total[2]);

@@ -125,6 +125,16 @@ tril_status lab_curves(struct lab *l, const char *name, const struct curve_plot 
     return st;
 }
 
+tril_status lab_bars(struct lab *l, const char *name, const struct bar_plot *p,
+                     struct tril_error *err) {
+    char *svg = named(l, name, "svg");
+    tril_status st = svg ? bar_plot_write(p, svg, err) : lab_no_memory(err);
+    if (st == TRIL_OK)
+        st = plotted(l, name, p->title, svg, err);
+    free(svg);
+    return st;
+}
+
 tril_status lab_heat(struct lab *l, const char *name, const struct heat_map *h,
                      struct tril_error *err) {
     char *svg = named(l, name, "svg");

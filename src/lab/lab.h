@@ -12,6 +12,7 @@
 #include <stdio.h>
 
 #include "ops/ops.h"
+#include "plot/bars.h"
 #include "plot/curve.h"
 #include "plot/heat.h"
 #include "plot/table.h"
@@ -75,6 +76,8 @@ void lab_say(struct lab *l, const char *format, ...) __attribute__((format(print
 /* Plots into NAME.svg (and .png). */
 tril_status lab_curves(struct lab *l, const char *name, const struct curve_plot *p,
                        struct tril_error *err);
+tril_status lab_bars(struct lab *l, const char *name, const struct bar_plot *p,
+                     struct tril_error *err);
 tril_status lab_heat(struct lab *l, const char *name, const struct heat_map *h,
                      struct tril_error *err);
 

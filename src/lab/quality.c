@@ -25,7 +25,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     struct model *m = NULL;
     struct learned out[KINDS] = {{0}};
     struct table *t = NULL;
-    double perplexity[EXACT], loss, ms[KINDS], quality[KINDS], at[KINDS];
+    double perplexity[EXACT], loss, ms[KINDS], quality[KINDS];
     bool open = false;
     char what[40];
     tril_status st = TRIL_OK;
@@ -56,7 +56,6 @@ static tril_status run(struct lab *l, struct tril_error *err) {
         snprintf(what, sizeof what, "quality: %s", names[i]);
         TRY(learn(&lens.ctx, &how, &text, &m, &out[i], err));
         quality[i] = exp(out[i].valid_loss);
-        at[i] = i;
         if (i == 0) {
             TRY(table_create(&t, exact_columns, 4, err));
             for (int k = 0; k < EXACT; k++) {
@@ -105,15 +104,14 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     t = NULL;
     if (st != TRIL_OK)
         goto done;
-    const struct curve curves[] = {
-        {.label = "validation perplexity", .x = at, .y = quality, .n = KINDS, .style = CURVE_DOTS}};
-    const struct curve_plot plot = {.title = "Trained alike",
-                                    .x_label =
-                                        "0 full, 1 window, 2 dilated, 3 fixed, 4 strided, 5 linear",
-                                    .y_label = "perplexity",
-                                    .curves = curves,
-                                    .curve_count = 1};
-    TRY(lab_curves(l, "quality", &plot, err));
+    const struct bar_plot plot = {.title = "Trained alike",
+                                  .subtitle = "by what the layers see",
+                                  .x_label = "validation perplexity",
+                                  .names = names,
+                                  .values = quality,
+                                  .count = KINDS,
+                                  .decimals = 2};
+    TRY(lab_bars(l, "quality", &plot, err));
     double worst = 0, sparse = -INFINITY, kindest = INFINITY;
     for (int k = 1; k < EXACT; k++)
         worst = fmax(worst, fabs(perplexity[k] - perplexity[0]));
