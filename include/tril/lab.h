@@ -48,8 +48,9 @@ struct tril_lab_options {
 tril_status tril_lab_run(const struct tril_lab_options *options, char **json,
                          struct tril_error *err);
 
-/* Collects the results found in OUT/<name>/ into one page that needs nothing else: OUT/report.html.
- * *count receives how many there were; none is ERR_ARGUMENT. */
+/* Collects the results found in OUT/<name>/ into one page that needs nothing else,
+ * OUT/report.html, and into Markdown with links to the plots, OUT/report.md. *count receives how
+ * many there were; none is ERR_ARGUMENT. */
 tril_status tril_lab_report(const char *out, int *count, struct tril_error *err);
 
 #ifdef __cplusplus

@@ -114,7 +114,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
                                           "gradient at the first / last layer"};
     static const char *const depth_columns[] = {"layer", "residuals and norms", "residuals alone",
                                                 "norms alone", "neither"};
-    int64_t steps = lab_choose(l, 150, 1200);
+    int64_t steps = lab_choose(l, 150, 500);
     struct mini_config base = {.layers = lab_choose(l, 3, 4),
                                .dim = lab_choose(l, 64, 128),
                                .heads = 4,
@@ -234,6 +234,6 @@ done:
 
 const struct lab_experiment lab_ablation = {
     {"ablation", "without MLP, residual, norm, Q, scale, tying; gradients by depth; GELU and ReLU",
-     "M7", 15, 300, true},
+     "M7", 15, 240, true},
     "Leaving parts out",
     run};

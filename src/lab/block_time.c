@@ -14,7 +14,7 @@ struct timing {
 static tril_status measure(struct lab *l, int64_t T, int64_t D, enum dtype dtype,
                            enum layer_attention attention, struct timing *out, float **y,
                            struct tril_error *err) {
-    struct lab_timing how = {.warm = 3, .runs = 50, .seconds = (double)lab_choose(l, 1, 10)};
+    struct lab_timing how = {.warm = 3, .runs = 50, .seconds = (double)lab_choose(l, 1, 5)};
     struct layer x = {0};
     struct lab_times times;
     tril_status st = TRIL_OK;
@@ -125,6 +125,6 @@ done:
 }
 
 const struct lab_experiment lab_block_time = {
-    {"block-time", "a block with standard, fused and flash attention", "E4", 14, 150, false},
+    {"block-time", "a block with standard, fused and flash attention", "E4", 14, 100, false},
     "A block's time by its attention",
     run};

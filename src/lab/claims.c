@@ -409,6 +409,6 @@ done:
 }
 
 const struct lab_experiment lab_claims = {
-    {"claims", "flash's claims, and the shares of work and parameters", "E14, E15", 10, 120, false},
+    {"claims", "flash's claims, and the shares of work and parameters", "E14, E15", 10, 90, false},
     "What is claimed of flash attention and of blocks",
     run};

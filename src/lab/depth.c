@@ -189,7 +189,7 @@ done:
 }
 
 const struct lab_experiment lab_depth = {
-    {"depth", "perplexity, time per step and memory of 2, 4, 8, 12 layers", "E11, T10", 10, 2400,
+    {"depth", "perplexity, time per step and memory of 2, 4, 8, 12 layers", "E11, T10", 10, 700,
      true},
     "Depth",
     run};

@@ -44,7 +44,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
                                   {"RoPE, YaRN", POSITION_ROPE, ROPE_YARN, {0}}};
     static const char *const scalings[] = {"as trained", "linear", "NTK", "dynamic", "YaRN"};
     int64_t T = lab_choose(l, 32, 128), dim = lab_choose(l, 64, 128), layers = lab_choose(l, 2, 4);
-    int64_t steps = lab_choose(l, 300, 1500), lengths = lab_choose(l, 3, 4);
+    int64_t steps = lab_choose(l, 300, 800), lengths = lab_choose(l, 3, 4);
     int64_t most = T << (lengths - 1), windows = lab_choose(l, 60, 150);
     struct corpus text = {0};
     struct model *m = NULL, *longer = NULL;
@@ -154,6 +154,6 @@ done:
 
 const struct lab_experiment lab_extrapolation = {
     {"extrapolation", "trained short, tested long: learned, none, ALiBi, RoPE and its scalings",
-     "A9", 20, 600, true},
+     "A9", 20, 240, true},
     "Trained short, tested long",
     run};

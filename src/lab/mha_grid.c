@@ -17,7 +17,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     struct lab_timing how = {.warm = 50,
                              .runs = 500,
                              .seconds = quick                      ? 0.2
-                                        : l->size == TRIL_LAB_FULL ? 2.5
+                                        : l->size == TRIL_LAB_FULL ? 1.5
                                                                    : 60};
     /* The medians that the plots and findings use: [dtype][B][T] at H 8, and over heads. */
     double by_length[3][3] = {{0}}, by_heads[3] = {0}, by_batch[3] = {0}, by_dtype[3] = {0};
@@ -109,6 +109,6 @@ done:
 }
 
 const struct lab_experiment lab_mha_grid = {
-    {"mha-grid", "multi-head attention over batch, length, heads and dtype", "E3", 12, 280, false},
+    {"mha-grid", "multi-head attention over batch, length, heads and dtype", "E3", 12, 170, false},
     "The multi-head attention grid",
     run};

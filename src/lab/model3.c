@@ -111,7 +111,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     struct corpus text = {0};
     struct table *t = NULL;
     double *step = NULL;
-    int64_t steps = lab_choose(l, 200, 2000);
+    int64_t steps = lab_choose(l, 200, 1500);
     tril_status st = TRIL_OK;
     TRY(model_config_preset(&c, "model3", err));
     TRY(table_create(&t, columns, 7, err));

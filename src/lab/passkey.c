@@ -75,7 +75,7 @@ done:
 }
 
 static tril_status run(struct lab *l, struct tril_error *err) {
-    int64_t T = lab_choose(l, 64, 256), W = T / 8, layers = 2, n = lab_choose(l, 40, 100);
+    int64_t T = lab_choose(l, 64, 128), W = T / 8, layers = 2, n = lab_choose(l, 40, 100);
     char mixers[KINDS][64], title[160], names[BUCKETS + 4][24], what[64];
     static const char *const kinds[KINDS] = {"full, RoPE",       "full, ALiBi", "window",
                                              "window and sinks", "linear",      "window / full"};
@@ -107,7 +107,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
         struct learning how = {.config = &c,
                                .seq = T,
                                .batch = task.batch,
-                               .steps = lab_choose(l, 350, 1000),
+                               .steps = lab_choose(l, 350, 600),
                                .lr = 3e-3,
                                .seed = 1,
                                .what = what,
@@ -196,6 +196,6 @@ done:
 
 const struct lab_experiment lab_passkey = {
     {"passkey", "a hidden value named again, by distance and kind of attention", "A10, A13, A14",
-     25, 300, false},
+     25, 150, false},
     "Passkey retrieval",
     run};

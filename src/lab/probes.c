@@ -249,7 +249,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     struct learning how = {.config = &c,
                            .seq = T,
                            .batch = 16,
-                           .steps = lab_choose(l, 250, 1200),
+                           .steps = lab_choose(l, 250, 800),
                            .lr = 3e-3,
                            .weight_decay = 0.1,
                            .seed = 1,
@@ -389,7 +389,7 @@ done:
 }
 
 const struct lab_experiment lab_probes = {
-    {"probes", "expansion separates; the MLP acts per token; what each layer knows", "M7", 10, 120,
+    {"probes", "expansion separates; the MLP acts per token; what each layer knows", "M7", 10, 90,
      true},
     "Probes",
     run};

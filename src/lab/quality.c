@@ -48,7 +48,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
         struct learning how = {.config = &configs[i],
                                .seq = T,
                                .batch = 8,
-                               .steps = lab_choose(l, 200, 1200),
+                               .steps = lab_choose(l, 200, 600),
                                .lr = 3e-3,
                                .weight_decay = 0.1,
                                .seed = 1,
@@ -159,6 +159,6 @@ done:
 
 const struct lab_experiment lab_quality = {
     {"quality", "one model under each exact implementation; trained alike: sparse, linear",
-     "E7, E12", 30, 900, true},
+     "E7, E12", 20, 300, true},
     "Quality",
     run};

@@ -1,4 +1,5 @@
-/* One HTML page of all results in a folder: no scripts, no network, light and dark. */
+/* All results in a folder as one HTML page (no scripts, no network, light and dark) and as one
+ * Markdown file with links to the plots. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -154,6 +155,91 @@ static tril_status write_result(FILE *f, const char *dir, const json_t *r, struc
     return write_plots(f, dir, json_object_get(r, "plots"), err);
 }
 
+/* ------------------------------------------------------------------ Markdown */
+
+enum { MARKDOWN_ROWS = 30 }; /* longer tables stay in their files */
+
+/* A cell: no bars, no line ends. */
+static void markdown_text(FILE *f, const char *text) {
+    for (; *text; text++)
+        if (*text == '|')
+            fputs("\\|", f);
+        else
+            fputc(*text == '\n' ? ' ' : *text, f);
+}
+
+static void markdown_cell(FILE *f, const json_t *v) {
+    char number[40];
+    if (json_is_string(v)) {
+        markdown_text(f, json_string_value(v));
+    } else if (json_is_integer(v)) {
+        fprintf(f, "%lld", (long long)json_integer_value(v));
+    } else if (json_is_real(v)) {
+        snprintf(number, sizeof number, "%.5g", json_real_value(v));
+        fputs(number, f);
+    }
+    fputs(" | ", f);
+}
+
+static void markdown_table(FILE *f, const json_t *table, const char *name) {
+    json_t *rows = json_object_get(table, "rows"), *row, *value;
+    const char *key;
+    size_t i;
+    fprintf(f, "%s", text_of(table, "title"));
+    if (json_array_size(rows) > MARKDOWN_ROWS) {
+        fprintf(f, ": %d rows, in %s/%s.csv.\n\n", (int)json_array_size(rows), name,
+                text_of(table, "name"));
+        return;
+    }
+    fputs(":\n\n| ", f);
+    json_object_foreach(json_array_get(rows, 0), key, value) {
+        markdown_text(f, key);
+        fputs(" | ", f);
+    }
+    fputs("\n|", f);
+    json_object_foreach(json_array_get(rows, 0), key, value)
+        fputs(json_is_number(value) ? "---:|" : "---|", f);
+    json_array_foreach(rows, i, row) {
+        fputs("\n| ", f);
+        json_object_foreach(row, key, value) markdown_cell(f, value);
+    }
+    fputs("\n\n", f);
+}
+
+static void markdown_result(FILE *f, const json_t *r) {
+    const json_t *m = json_object_get(r, "machine");
+    json_t *item, *claims = json_object_get(r, "claims");
+    size_t i;
+    fprintf(f,
+            "## %s\n\n`tril lab run %s --%s` (rows %s; %s, %d threads, %.3f TFLOP/s in fp32, load "
+            "%.1f at the start; %.0f s)\n\n",
+            text_of(r, "title"), text_of(r, "name"), text_of(r, "size"), text_of(r, "rows"),
+            text_of(m, "isa"), (int)json_integer_value(json_object_get(m, "threads")),
+            json_real_value(json_object_get(m, "peak_flops")) * 1e-12,
+            json_real_value(json_object_get(m, "load")),
+            json_real_value(json_object_get(r, "seconds")));
+    json_array_foreach(json_object_get(r, "findings"), i, item)
+        fprintf(f, "%s\n\n", json_string_value(item));
+    if (json_array_size(claims)) {
+        fputs("| claim | published | here | agrees |\n|---|---|---|---|\n", f);
+        json_array_foreach(claims, i, item) {
+            fputs("| ", f);
+            markdown_cell(f, json_object_get(item, "claim"));
+            markdown_cell(f, json_object_get(item, "published"));
+            markdown_cell(f, json_object_get(item, "here"));
+            fputs(json_is_true(json_object_get(item, "holds")) ? "yes |\n" : "**no** |\n", f);
+        }
+        fputc('\n', f);
+    }
+    json_array_foreach(json_object_get(r, "tables"), i, item)
+        markdown_table(f, item, text_of(r, "name"));
+    json_array_foreach(json_object_get(r, "plots"), i, item)
+        fprintf(f, "![%s](%s/%s.svg)\n\n", text_of(item, "title"), text_of(r, "name"),
+                text_of(item, "name"));
+}
+
+/* ------------------------------------------------------------------ */
+
 /* The result in OUT/NAME, or *r NULL where there is none. */
 static tril_status read_result(const char *out, const char *name, char **dir, json_t **r,
                                struct tril_error *err) {
@@ -175,11 +261,12 @@ done:
 tril_status lab_report(const char *out, int *count, struct tril_error *err) {
     const struct lab_experiment *e;
     char *page = NULL, *path = path_join(out, "report.html");
-    size_t size = 0;
-    FILE *f = open_memstream(&page, &size);
+    char *text = NULL, *text_path = path_join(out, "report.md");
+    size_t size = 0, text_size = 0;
+    FILE *f = open_memstream(&page, &size), *markdown = open_memstream(&text, &text_size);
     tril_status st = TRIL_OK;
     *count = 0;
-    if (!f || !path) {
+    if (!f || !markdown || !path || !text_path) {
         st = lab_no_memory(err);
         goto done;
     }
@@ -199,6 +286,7 @@ tril_status lab_report(const char *out, int *count, struct tril_error *err) {
                 (*count)++;
             } else if (st == TRIL_OK && r) {
                 st = write_result(f, dir, r, err);
+                markdown_result(markdown, r);
             }
             json_decref(r);
             free(dir);
@@ -214,17 +302,20 @@ tril_status lab_report(const char *out, int *count, struct tril_error *err) {
                        out, out);
         goto done;
     }
-    if (fclose(f) != 0) {
-        f = NULL;
+    if (fflush(f) != 0 || fflush(markdown) != 0) {
         st = lab_no_memory(err);
         goto done;
     }
-    f = NULL;
     TRY(file_write_atomic(path, page, size, err));
+    TRY(file_write_atomic(text_path, text, text_size, err));
 done:
     if (f)
         fclose(f);
+    if (markdown)
+        fclose(markdown);
     free(page);
     free(path);
+    free(text);
+    free(text_path);
     return st;
 }

@@ -283,7 +283,7 @@ done:
 }
 
 const struct lab_experiment lab_savings = {
-    {"savings", "flash's memory, the cache's FLOPs, recomputation, each measured", "E10", 5, 90,
+    {"savings", "flash's memory, the cache's FLOPs, recomputation, each measured", "E10", 5, 60,
      false},
     "Savings",
     run};

@@ -27,7 +27,7 @@ static void batch_of(struct mini *m, const int32_t *ids, int64_t count, uint64_t
 
 static tril_status run(struct lab *l, struct tril_error *err) {
     const char *columns[WAYS + 1] = {"layer"};
-    int64_t steps = lab_choose(l, 60, 800), depth = lab_choose(l, 6, DEEP);
+    int64_t steps = lab_choose(l, 60, 400), depth = lab_choose(l, 6, DEEP);
     struct mini_config base = {.layers = depth,
                                .dim = lab_choose(l, 64, 128),
                                .heads = 4,
@@ -130,6 +130,6 @@ done:
 
 const struct lab_experiment lab_smoothing = {
     {"smoothing", "tokens growing alike with depth; residuals, MLPs and dropout against it", "M7",
-     10, 240, true},
+     10, 120, true},
     "Over-smoothing",
     run};

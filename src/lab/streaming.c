@@ -63,7 +63,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     struct learning how = {.config = &c,
                            .seq = T,
                            .batch = lab_choose(l, 16, 12),
-                           .steps = lab_choose(l, 250, 1500),
+                           .steps = lab_choose(l, 250, 800),
                            .lr = 3e-3,
                            .weight_decay = 0.1,
                            .seed = 1,
@@ -171,6 +171,6 @@ done:
 
 const struct lab_experiment lab_streaming = {
     {"streaming", "far beyond the context: all of the past, a window, a window and sinks", "A12",
-     10, 240, true},
+     10, 120, true},
     "Streaming without end",
     run};

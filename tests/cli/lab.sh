@@ -28,6 +28,8 @@ head -1 "$dir/out/averaging/sharpness.csv" | grep -q 'largest weight'
 grep -q '<svg' "$dir/out/averaging/effective.svg"
 "$tril" lab report --out "$dir/out" | grep -q '1 experiments'
 grep -q "id='averaging'" "$dir/out/report.html"
+grep -q '^| softmax | 2 |' "$dir/out/report.md"
+grep -q '^!\[.*\](averaging/effective.svg)' "$dir/out/report.md"
 
 refuse 2 'list, run' show
 refuse 2 'list, run'
