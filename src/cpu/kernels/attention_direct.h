@@ -43,8 +43,8 @@ struct direct {
     struct rows *b;
     int64_t first, end; /* keys of the split */
     struct stream k, v;
-    const char *at, *at_end; /* being fetched */
-    int64_t next;
+    uintptr_t at; /* being fetched: an address, and bytes left of its row */
+    int64_t left, next;
     char *copy;              /* [GRANULE] pieces of rows */
     float scale[GRANULE];    /* of the pieces in use, of 8-bit integers */
     int64_t row[SPLIT_KEYS]; /* of k and v, with pages; -1: on one that is gone */
@@ -55,27 +55,30 @@ SIMD int64_t direct_row(const struct direct *t, int64_t j) {
     return c->pages ? t->row[j - t->first] : c->kv_start[t->u->sequence] + j;
 }
 
-static __attribute__((noinline)) void fetch_row(struct direct *t) {
-    t->at = t->at_end = NULL;
-    while (t->next < 2 * GRANULE && !t->at) {
+/* Begins with the next row of either stream; false: there is none. */
+static __attribute__((noinline)) bool fetch_row(struct direct *t) {
+    while (t->next < 2 * GRANULE) {
         int64_t i = t->next / 2;
         struct stream *s = t->next++ & 1 ? &t->v : &t->k;
         int64_t row = i < s->count ? direct_row(t, s->first + i) : -1;
         if (row >= 0) {
-            t->at = s->base + row * s->step;
-            t->at_end = t->at + s->bytes;
+            t->at = (uintptr_t)(s->base + row * s->step);
+            t->left = s->bytes;
+            return true;
         }
     }
+    return false;
 }
 
 /* Fetches some lines of what the next step reads. */
 SIMD void fetch(struct direct *t, int lines) {
-    if (t->at >= t->at_end)
-        fetch_row(t);
+    if (t->left <= 0 && !fetch_row(t))
+        return;
 #pragma GCC unroll 16
-    for (int i = 0; i < lines; i++)
-        __builtin_prefetch(t->at + 64 * i);
-    t->at += 64 * lines;
+    for (int i = 0; i < lines; i++) /* the last may lie behind the row */
+        __builtin_prefetch((const void *)(t->at + 64 * (uintptr_t)i));
+    t->at += 64 * (uintptr_t)lines;
+    t->left -= 64 * lines;
 }
 
 /* Lines that a group of keys and two vectors of channels take up. */
@@ -124,7 +127,7 @@ static void direct_next(struct direct *t, int64_t k, int64_t v) {
     t->v.first = v;
     t->v.count = v < 0 ? 0 : min_i64(GRANULE, t->end - v);
     t->next = 0;
-    t->at = t->at_end = NULL;
+    t->left = 0;
 }
 
 /* Pieces of rows that belong to one head: key i at row + i step. */
@@ -325,13 +328,13 @@ static __attribute__((noinline)) void direct_products(const float *q, int64_t ro
 static void direct_scores(struct direct *t, const struct direct_block *k, int64_t head,
                           int64_t rows, int64_t j) {
     const struct forward *f = t->f;
-    float *s = k->s + head * rows * KEY_BLOCK - k->j0, *panel = t->b->block;
+    float *s = k->s + head * rows * KEY_BLOCK, *panel = t->b->block;
     int64_t keys = rows <= FEW_ROWS ? WIDE * VF_WIDTH : PANEL, d = f->c.width;
     int64_t from = (k->j0 + k->from[head]) / keys * keys, to = k->j0 + k->to[head];
     enum dtype type = f->c.k.dtype;
     for (int64_t i = max_i64(from, j); i < j + GRANULE && i < to; i += keys) {
         direct_panel(panel, direct_pieces(t, &t->k, head, i, keys), keys, d, t, type);
-        direct_products(t->b->q + head * rows * f->width, rows, f->width, d, panel, s + i,
+        direct_products(t->b->q + head * rows * f->width, rows, f->width, d, panel, s + (i - k->j0),
                         type == DT_BF16);
     }
 }
