@@ -466,4 +466,81 @@ static inline void check_rule(const char *what, const struct problem *p, const d
                  (long long)where, factor, worst_plain, granule);
 }
 
+/* ------------------------------------------------------------------ series of problems */
+
+typedef void problem_check(struct problem p);
+
+/* Every kind of head width, in both types: `rows` queries of 67 keys. */
+static inline void each_width(problem_check *check, int rows) {
+    const int widths[] = {1,  2,  7,  8,   10,  16,  31,  32,  40,  59,
+                          64, 80, 96, 111, 128, 160, 192, 224, 255, 256};
+    for (size_t i = 0; i < sizeof widths / sizeof widths[0]; i++)
+        for (int act = 0; act < 2; act++)
+            check((struct problem){.sequences = 1,
+                                   .q_length = {rows},
+                                   .kv_length = {67},
+                                   .heads = 2,
+                                   .kv_heads = 1,
+                                   .width = widths[i],
+                                   .causal = true,
+                                   .act = act ? DT_BF16 : DT_F32,
+                                   .seed = (int)i});
+}
+
+static inline void each_length(problem_check *check, const int (*pairs)[2], size_t count) {
+    for (size_t i = 0; i < count; i++)
+        for (int causal = 0; causal < 2; causal++)
+            check((struct problem){.sequences = 1,
+                                   .q_length = {pairs[i][0]},
+                                   .kv_length = {pairs[i][1]},
+                                   .heads = 2,
+                                   .kv_heads = 2,
+                                   .width = 24,
+                                   .causal = causal,
+                                   .seed = (int)i});
+}
+
+static inline void each_grouping(problem_check *check) {
+    const int heads[][2] = {{1, 1}, {3, 1}, {4, 2}, {5, 5}, {6, 2}, {7, 1}};
+    for (size_t i = 0; i < sizeof heads / sizeof heads[0]; i++)
+        for (int rows = 1; rows < 80; rows += 26)
+            check((struct problem){.sequences = 1,
+                                   .q_length = {rows},
+                                   .kv_length = {90},
+                                   .heads = heads[i][0],
+                                   .kv_heads = heads[i][1],
+                                   .width = 16,
+                                   .causal = true,
+                                   .seed = (int)i});
+}
+
+/* Causal or not, with and without ALiBi, softcap and dropout. */
+static inline void each_score(problem_check *check) {
+    for (int i = 0; i < 16; i++)
+        check((struct problem){.sequences = 2,
+                               .q_length = {70, i & 8 ? 2 : 40},
+                               .kv_length = {70, 100},
+                               .heads = 3,
+                               .kv_heads = 1,
+                               .width = 20,
+                               .causal = i & 1,
+                               .alibi = i & 2,
+                               .softcap = i & 4 ? 2.0f : 0,
+                               .dropout = i & 8 ? 0.17f : 0,
+                               .seed = i});
+}
+
+static inline void each_outlier(problem_check *check, int length) {
+    for (int act = 0; act < 2; act++)
+        check((struct problem){.sequences = 1,
+                               .q_length = {length},
+                               .kv_length = {length},
+                               .heads = 2,
+                               .kv_heads = 2,
+                               .width = 64,
+                               .causal = true,
+                               .outliers = true,
+                               .act = act ? DT_BF16 : DT_F32});
+}
+
 #endif

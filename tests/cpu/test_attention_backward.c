@@ -29,19 +29,7 @@ static void check_backward(struct problem p) {
 
 static void test_widths(void **state) {
     (void)state;
-    const int widths[] = {1,  2,  7,  8,   10,  16,  31,  32,  40,  59,
-                          64, 80, 96, 111, 128, 160, 192, 224, 255, 256};
-    for (size_t i = 0; i < sizeof widths / sizeof widths[0]; i++)
-        for (int act = 0; act < 2; act++)
-            check_backward((struct problem){.sequences = 1,
-                                            .q_length = {67},
-                                            .kv_length = {67},
-                                            .heads = 2,
-                                            .kv_heads = 1,
-                                            .width = widths[i],
-                                            .causal = true,
-                                            .act = act ? DT_BF16 : DT_F32,
-                                            .seed = (int)i});
+    each_width(check_backward, 67);
 }
 
 static void test_lengths(void **state) {
@@ -49,61 +37,22 @@ static void test_lengths(void **state) {
     const int pairs[][2] = {{1, 1},     {113, 203}, {128, 217}, {239, 1}, {399, 3},
                             {3, 399},   {64, 64},   {65, 63},   {1, 500}, {5, 64},
                             {130, 300}, {20, 0},    {2, 0},     {48, 96}};
-    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++)
-        for (int causal = 0; causal < 2; causal++)
-            check_backward((struct problem){.sequences = 1,
-                                            .q_length = {pairs[i][0]},
-                                            .kv_length = {pairs[i][1]},
-                                            .heads = 2,
-                                            .kv_heads = 2,
-                                            .width = 24,
-                                            .causal = causal,
-                                            .seed = (int)i});
+    each_length(check_backward, pairs, sizeof pairs / sizeof pairs[0]);
 }
 
 static void test_heads(void **state) {
     (void)state;
-    const int heads[][2] = {{1, 1}, {3, 1}, {4, 2}, {5, 5}, {6, 2}, {7, 1}};
-    for (size_t i = 0; i < sizeof heads / sizeof heads[0]; i++)
-        for (int rows = 1; rows < 80; rows += 26)
-            check_backward((struct problem){.sequences = 1,
-                                            .q_length = {rows},
-                                            .kv_length = {90},
-                                            .heads = heads[i][0],
-                                            .kv_heads = heads[i][1],
-                                            .width = 16,
-                                            .causal = true,
-                                            .seed = (int)i});
+    each_grouping(check_backward);
 }
 
 static void test_scores(void **state) {
     (void)state;
-    for (int i = 0; i < 16; i++)
-        check_backward((struct problem){.sequences = 2,
-                                        .q_length = {70, i & 8 ? 2 : 40},
-                                        .kv_length = {70, 100},
-                                        .heads = 3,
-                                        .kv_heads = 1,
-                                        .width = 20,
-                                        .causal = i & 1,
-                                        .alibi = i & 2,
-                                        .softcap = i & 4 ? 2.0f : 0,
-                                        .dropout = i & 8 ? 0.17f : 0,
-                                        .seed = i});
+    each_score(check_backward);
 }
 
 static void test_outliers(void **state) {
     (void)state;
-    for (int act = 0; act < 2; act++)
-        check_backward((struct problem){.sequences = 1,
-                                        .q_length = {150},
-                                        .kv_length = {150},
-                                        .heads = 2,
-                                        .kv_heads = 2,
-                                        .width = 64,
-                                        .causal = true,
-                                        .outliers = true,
-                                        .act = act ? DT_BF16 : DT_F32});
+    each_outlier(check_backward, 150);
 }
 
 /* ------------------------------------------------------------------ equal bits */
