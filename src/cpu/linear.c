@@ -47,6 +47,13 @@ static struct gemm_operand operand(const struct tensor *t, bool transposed) {
                                  .transposed = transposed};
 }
 
+/* Whether panels answer every product that was announced, for good. oneDNN wants plain values. */
+static bool values_unneeded(unsigned uses) {
+    return (uses & WEIGHT_STATIC) && (!(uses & WEIGHT_FORWARD) || packs_forward(uses)) &&
+           (!(uses & WEIGHT_BACKWARD) || packs_backward(uses)) &&
+           linear_engine_get() != LINEAR_ONEDNN;
+}
+
 tril_status linear_weight_prepare(const struct gemm_kernels *kernels, struct weight *w,
                                   unsigned uses, struct tril_error *err) {
     static const char what[] = "the packed weights";
@@ -73,6 +80,8 @@ tril_status linear_weight_prepare(const struct gemm_kernels *kernels, struct wei
         TRY(slab_alloc(&p->backward_slab, &p->backward,
                        (size_t)gemm_panels_bytes(p->inputs, p->outputs, p->type), what, err));
     TRY(linear_weight_refresh(kernels, w));
+    if (values_unneeded(uses))
+        w->value.data = NULL;
 done:
     if (st != TRIL_OK)
         linear_weight_release(w);
@@ -108,7 +117,7 @@ int64_t linear_weight_bytes(int64_t outputs, int64_t inputs, enum dtype t, unsig
         bytes += gemm_panels_bytes(outputs, inputs, panel_type(t));
     if (packs_backward(uses))
         bytes += gemm_panels_bytes(inputs, outputs, panel_type(t));
-    return bytes;
+    return values_unneeded(uses) ? bytes - outputs * inputs * (int64_t)dtype_size(t) : bytes;
 }
 
 /* ---------------------------------------------------------------- who multiplies */
@@ -180,7 +189,7 @@ static tril_status run(const struct gemm_kernels *kernels, struct op_context *ct
                        const struct gemm *g, struct tril_error *err) {
     struct gemm_kernels fma;
     enum linear_engine e = linear_engine_get();
-    if (e == LINEAR_ONEDNN && run_onednn(kernels, ctx, g))
+    if (e == LINEAR_ONEDNN && g->b.data && run_onednn(kernels, ctx, g))
         return TRIL_OK;
     if (e == LINEAR_FMA) {
         fma = *kernels;

@@ -46,7 +46,6 @@ static void subject_open(struct subject *s, struct model_config c, const struct 
     OK(op_context_init(&s->ctx, backend, &err));
     OK(model_create(&s->m, &c, &(struct model_options){.dtype = dtype, .training = training},
                     &s->ctx, &err));
-    OK(model_init(s->m, 5, &err));
     for (int i = 0; i < s->m->table.count; i++) { /* away from zeros and ones */
         const struct param_row *r = &s->m->table.rows[i];
         int64_t n = r->shape[0] * r->shape[1];
