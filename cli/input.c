@@ -66,3 +66,22 @@ char *text_read(const char *path, size_t *size, struct tril_error *err) {
     text[*size] = '\0';
     return text;
 }
+
+tril_status look_text_read(struct tril_look_options *o, const char *file, const char *ids,
+                           const char *choices, char **text, int32_t **list,
+                           struct tril_error *err) {
+    if ((file != NULL) + (o->prompt != NULL) + (ids != NULL) != 1) {
+        err->code = TRIL_ERR_ARGUMENT;
+        snprintf(err->message, sizeof err->message, "give one text: %s", choices);
+        return err->code;
+    }
+    if (o->prompt) {
+        o->prompt_size = strlen(o->prompt);
+        return TRIL_OK;
+    }
+    if (file)
+        o->prompt = *text = text_read(file, &o->prompt_size, err);
+    else
+        o->ids = *list = ids_parse(ids, &o->id_count, err);
+    return err->code;
+}

@@ -174,20 +174,8 @@ int cmd_inspect_attention(int argc, char **argv) {
     model_flags_apply(&flags, &source.overrides);
     o.layer = (int)layer;
     o.head = (int)head;
-    o.prompt_size = o.prompt ? strlen(o.prompt) : 0;
-    if ((file != NULL) + (o.prompt != NULL) + (ids != NULL) != 1) {
-        err.code = st = TRIL_ERR_ARGUMENT;
-        snprintf(err.message, sizeof err.message,
-                 "give one text: --prompt TEXT, --prompt-file FILE or --ids \"1 2 3\"");
-        goto done;
-    }
-    if (file) {
-        o.prompt = text = text_read(file, &o.prompt_size, &err);
-        st = err.code;
-    } else if (ids) {
-        o.ids = list = ids_parse(ids, &o.id_count, &err);
-        st = err.code;
-    }
+    st = look_text_read(&o, file, ids, "--prompt TEXT, --prompt-file FILE or --ids \"1 2 3\"",
+                        &text, &list, &err);
     if (st == TRIL_OK)
         st = tril_look(&o, &look, &err);
     if (st != TRIL_OK)

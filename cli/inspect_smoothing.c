@@ -108,27 +108,14 @@ int cmd_inspect_smoothing(int argc, char **argv) {
         return code;
     tril_threads_set((int)threads);
     model_flags_apply(&flags, &source.overrides);
-    o.prompt_size = o.prompt ? strlen(o.prompt) : 0;
-    if ((file != NULL) + (o.prompt != NULL) + (ids != NULL) != 1) {
-        err.code = st = TRIL_ERR_ARGUMENT;
-        snprintf(err.message, sizeof err.message,
-                 "give one text: --data FILE, --prompt TEXT or --ids \"1 2 3\"");
-        goto done;
-    }
-    if (file) {
-        o.prompt = text = text_read(file, &o.prompt_size, &err);
-        st = err.code;
-    } else if (ids) {
-        o.ids = list = ids_parse(ids, &o.id_count, &err);
-        st = err.code;
-    }
+    st = look_text_read(&o, file, ids, "--data FILE, --prompt TEXT or --ids \"1 2 3\"", &text,
+                        &list, &err);
     if (st == TRIL_OK)
         st = tril_smoothing(&o, windows, csv, &s, &err);
     if (st == TRIL_OK && json)
         print_json(&s);
     else if (st == TRIL_OK)
         print_table(&s);
-done:
     if (st != TRIL_OK)
         code = command_fail(command.name, st, &err);
     tril_smoothing_free(&s);

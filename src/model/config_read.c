@@ -475,8 +475,12 @@ static tril_status layers_read(const struct reader *r, const char *type) {
     if (!x || !pattern)
         TRY(error_set(r->err, TRIL_ERR_MEMORY, "not enough memory for %lld layers",
                       (long long)c->layers));
-    x->window = smollm || json_object_get(r->root, "sliding_window") ? 0 : 4096;
+    x->window = llama || smollm || json_object_get(r->root, "sliding_window") ? 0 : 4096;
     TRY(json_get_int(r->root, "sliding_window", 0, INT64_MAX, &x->window, r->where, r->err));
+    if (llama && x->window > 0 && x->window < c->context) { /* `transformers` passes over it */
+        st = refuse(r, field(r->root, "sliding_window"), "sliding_window");
+        goto done;
+    }
     TRY(json_get_bool(r->root, "use_sliding_window", &use, r->where, r->err));
     TRY(json_get_int(r->root, "max_window_layers", 0, INT64_MAX, &full_layers, r->where, r->err));
     x->window = use && !llama ? x->window : 0;
@@ -556,12 +560,6 @@ static tril_status llama_read(const struct reader *r, const char *type) {
     c->qkv_bias = bias || qwen2;
     c->attention_out_bias = bias;
     c->ffn_bias = mlp_bias;
-    int64_t window = 0;
-    TRY(json_get_int(r->root, "sliding_window", 0, INT64_MAX, &window, r->where, r->err));
-    if (llama && window > 0 && window < c->context) { /* `transformers` passes over it */
-        st = refuse(r, field(r->root, "sliding_window"), "sliding_window");
-        goto done;
-    }
     TRY(layers_read(r, type));
     TRY(common_get(r, dropouts, 0.0, smollm, qwen2 || qwen3 ? -1 : 1, qwen2 || qwen3 ? -1 : 2));
 done:

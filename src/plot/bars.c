@@ -7,7 +7,6 @@
 
 enum { WIDTH = 800, ROW = 26, MOST_ROWS = 64, VALUE_SPACE = 76 };
 
-#define TEXT_WIDTH 6.8 /* of a character at 12 pixels, generously */
 #define BAR "#2563eb"
 #define MARKED "#ea580c"
 
@@ -39,7 +38,7 @@ static void fit(const struct bar_plot *p, struct frame *f) {
         high = fmax(high, 0);
     }
     axis_fit(&f->x, low, high, false, 6, true);
-    double names = longest * TEXT_WIDTH;
+    double names = longest * PLOT_TEXT_WIDTH;
     f->left = 28 + (names > 320 ? 320 : names);
     f->right = WIDTH - 24 - (f->bars ? VALUE_SPACE : VALUE_SPACE / 2.0);
 }

@@ -16,7 +16,6 @@ struct frame { /* the inside of the axes, in pixels */
     struct axis x, y;
 };
 
-#define TEXT_WIDTH 6.8 /* of a character at 12 pixels, generously */
 #define LEGEND_ROW 20
 #define SWATCH 30 /* a legend's line sample and the gap after it */
 
@@ -46,7 +45,7 @@ static int legend(const struct curve_plot *p, double left, double right, double 
         const struct curve *c = &p->curves[i];
         if (!c->label)
             continue;
-        double width = SWATCH + utf8_width(c->label) * TEXT_WIDTH;
+        double width = SWATCH + utf8_width(c->label) * PLOT_TEXT_WIDTH;
         colour++;
         if (rows == 0 || x + width > right) {
             x = left;
@@ -216,7 +215,7 @@ tril_status curve_plot_write(const struct curve_plot *p, const char *path, struc
     double longest = 0;
     for (int i = 0; i < f.y.count; i++)
         longest = fmax(longest, utf8_width(f.y.labels[i]));
-    f.left = 24 + longest * TEXT_WIDTH + 8;
+    f.left = 24 + longest * PLOT_TEXT_WIDTH + 8;
     axis_fit(&f.x, x[0], x[1], p->x_log, (int)((f.right - f.left) / 90), false);
 
     double top = 18;

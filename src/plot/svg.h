@@ -44,6 +44,7 @@ tril_status plot_svg_to_png(const char *svg_path, const char *png_path, bool *ma
 #define PLOT_INK "#1f2937"   /* titles */
 #define PLOT_FADED "#6b7280" /* labels */
 #define PLOT_GRID "#e5e7eb"
+#define PLOT_TEXT_WIDTH 6.8  /* of a character at 12 pixels, generously */
 #define PLOT_EMPTY "#e5e7eb" /* a cell without a value */
 
 #endif
