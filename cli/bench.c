@@ -97,7 +97,7 @@ int cmd_bench(int argc, char **argv) {
         {"dtype", "TYPE", "", OPTION_CHOICE, &o.dtype, 0, 0, "bf16|fp32|fp16"},
         {"recompute", "WHAT", "train: activations computed again", OPTION_CHOICE, &o.recompute, 0,
          0, "none|selective|full"},
-        {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|reference"},
+        {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|cuda|reference"},
         {.kind = OPTION_HEADING,
          .help = "Attention (with --batch, --heads, --kv-heads, --seq, --head-dim, --dropout)"},
         {"impl", "NAME", "", OPTION_CHOICE, &a.implementation, 0, 0,

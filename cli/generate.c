@@ -106,7 +106,7 @@ int cmd_generate(int argc, char **argv) {
         {"ablate", "LIST", ABLATE_HELP, OPTION_STRING, &e.ablate, 0, 0, NULL},
         {.kind = OPTION_HEADING, .help = "How"},
         {"dtype", "TYPE", "arithmetic of the matrices", OPTION_CHOICE, &e.dtype, 0, 0, "bf16|fp32"},
-        {"device", "NAME", "", OPTION_CHOICE, &e.device, 0, 0, "cpu|reference"},
+        {"device", "NAME", "", OPTION_CHOICE, &e.device, 0, 0, "cpu|cuda|reference"},
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
         {"quiet", NULL, "no figures at the end", OPTION_FLAG, &quiet, 0, 0, NULL},
         {"json", NULL, "print the continuation as one JSON object", OPTION_FLAG, &json, 0, 0, NULL},

@@ -121,7 +121,7 @@ int cmd_train(int argc, char **argv) {
          &o.dtype, 0, 0, "bf16|fp32"},
         {"recompute", "WHAT", "activations computed again in the backward pass", OPTION_CHOICE,
          &o.recompute, 0, 0, "none|selective|full"},
-        {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|reference"},
+        {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|cuda|reference"},
         {"threads", "N", "0: all processors", OPTION_INT, &o.threads, 0, 4096, NULL},
         {.kind = OPTION_HEADING, .help = "Output"},
         {"out", "DIR", "the model, its checkpoints, log and loss curve", OPTION_STRING, &o.out, 0,

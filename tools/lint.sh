@@ -24,7 +24,7 @@ tracked() {
 
 # ---- formatting
 if [ -n "$formatter" ]; then
-    tracked '*.c' '*.h' | xargs -r -d '\n' "$formatter" --dry-run -Werror ||
+    tracked '*.c' '*.h' '*.cu' '*.cuh' '*.cpp' | xargs -r -d '\n' "$formatter" --dry-run -Werror ||
         fault "formatting: run ./run format"
 else
     fault "formatting: clang-format is not installed"
@@ -91,7 +91,7 @@ done < <(tracked '*.c' '*.h' | grep -v '^src/cpu/' |
 while IFS= read -r file; do
     lines=$(wc -l <"$file")
     [ "$lines" -le 800 ] || fault "$file: $lines lines; over 800 is two rooms"
-done < <(tracked '*.c' '*.h' '*.inc' '*.sh' '*.py' '*.cu' '*.js' CMakeLists.txt run)
+done < <(tracked '*.c' '*.h' '*.inc' '*.sh' '*.py' '*.cu' '*.cuh' '*.cpp' '*.js' CMakeLists.txt run)
 while IFS= read -r file; do
     bytes=$(stat -c %s "$file")
     [ "$bytes" -le 1000000 ] || fault "$file: $bytes bytes; tracked files stay under 1 MB"

@@ -49,7 +49,7 @@ struct tril_train_options {
     /* how */
     const char *dtype;     /* "bf16" | "fp32" */
     const char *recompute; /* "none" | "selective" | "full" */
-    const char *device;    /* "cpu" | "reference" */
+    const char *device;    /* "cpu" | "cuda" | "reference" */
     int64_t threads;       /* 0: all */
 
     /* output */

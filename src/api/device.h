@@ -4,7 +4,7 @@
 
 #include "ops/ops.h"
 
-/* "cpu" (NULL means it) or "reference". Free with op_context_free. */
+/* "cpu" (NULL means it), "cuda" or "reference". Free with op_context_free. */
 tril_status device_open(struct op_context *ctx, const char *name, struct tril_error *err);
 
 #endif

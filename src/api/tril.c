@@ -3,7 +3,6 @@
 
 #include <string.h>
 
-#include "api/device.h"
 #include "base/system.h"
 #include "base/threads.h"
 #include "cpu/cpu.h"
@@ -44,12 +43,4 @@ void tril_threads_set(int threads) {
 
 void tril_signals_catch(void) {
     signals_catch();
-}
-
-tril_status device_open(struct op_context *ctx, const char *name, struct tril_error *err) {
-    if (!name || strcmp(name, "cpu") == 0)
-        return op_context_init(ctx, backend_cpu(), err);
-    if (strcmp(name, "reference") == 0)
-        return op_context_init(ctx, backend_reference(), err);
-    return error_set(err, TRIL_ERR_ARGUMENT, "there is no device '%s': cpu or reference", name);
 }

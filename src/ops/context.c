@@ -1,5 +1,5 @@
 /* The op context: which backend runs, and its scratch. */
-#include "base/memory.h"
+#include "base/memory.h" /* MEMORY_ALIGN */
 #include "ops/ops.h"
 
 tril_status op_context_init(struct op_context *ctx, const struct backend *backend,
@@ -12,21 +12,28 @@ tril_status op_context_init(struct op_context *ctx, const struct backend *backen
             return error_set(err, TRIL_ERR_INTERNAL,
                              "backend %s has no %s: fill its table with the references first",
                              backend->name, op_info_get((enum op_id)id)->name);
-    return TRIL_OK;
+    return backend->open ? backend->open(ctx, err) : TRIL_OK;
 }
 
-void op_context_free(struct op_context *ctx) {
-    if (!ctx)
-        return;
-    if (!ctx->lent)
-        mem_free(ctx->scratch);
+static void scratch_free(struct op_context *ctx) {
+    if (!ctx->lent && ctx->scratch)
+        ctx->backend->release(ctx->scratch);
     ctx->scratch = NULL;
     ctx->scratch_bytes = 0;
     ctx->lent = false;
 }
 
+void op_context_free(struct op_context *ctx) {
+    if (!ctx)
+        return;
+    scratch_free(ctx);
+    if (ctx->stream)
+        ctx->backend->close(ctx);
+    ctx->stream = NULL;
+}
+
 void op_context_lend(struct op_context *ctx, void *memory, int64_t bytes) {
-    op_context_free(ctx);
+    scratch_free(ctx);
     int64_t skip = (int64_t)(-(uintptr_t)memory % MEMORY_ALIGN);
     ctx->lent = true;
     ctx->scratch = (char *)memory + skip;
@@ -44,10 +51,9 @@ void *op_scratch(struct op_context *ctx, int64_t bytes) {
         return NULL;
     if (ctx->scratch && bytes <= ctx->scratch_bytes)
         return ctx->scratch;
-    mem_free(ctx->scratch);
-    ctx->scratch = NULL;
-    ctx->scratch_bytes = 0;
-    if (mem_alloc(&ctx->scratch, (size_t)bytes, "scratch of an operation", NULL) != TRIL_OK)
+    scratch_free(ctx);
+    if (ctx->backend->alloc(&ctx->scratch, bytes, false, "scratch of an operation", NULL) !=
+        TRIL_OK)
         return NULL;
     ctx->scratch_bytes = bytes;
     return ctx->scratch;

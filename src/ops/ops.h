@@ -50,7 +50,7 @@ struct op_context {
 tril_status op_context_init(struct op_context *ctx, const struct backend *backend,
                             struct tril_error *err);
 void op_context_free(struct op_context *ctx);
-/* Scratch of at least `bytes` (64-byte aligned, host memory of the CPU backend), valid until the
+/* Scratch of at least `bytes` (64-byte aligned, memory of the context's backend), valid until the
  * next call; NULL when out of memory, when lent scratch is too small, or when measuring. */
 void *op_scratch(struct op_context *ctx, int64_t bytes);
 /* What a kernel returns when op_scratch gave NULL: ERR_MEMORY with a sentence that says which. */
@@ -84,8 +84,8 @@ struct op_arg {
 /* The sizes and parameters of one test or benchmark case. */
 struct op_case {
     const char *label;
-    int64_t size[128]; /* by symbol letter, e.g. size['N'] */
-    _Alignas(16) unsigned char params[192];
+    int64_t size[128];                                      /* by symbol letter, e.g. size['N'] */
+    unsigned char params[192] __attribute__((aligned(16))); /* (read by C++ too) */
     unsigned absent;                  /* bit i: optional argument i is left out */
     unsigned strided;                 /* bit i: argument i has gaps between its rows */
     int variant;                      /* which alternative of the shapes */
@@ -161,6 +161,11 @@ enum {
 struct backend {
     const char *name;       /* "reference", "cpu", "cuda" */
     op_fn *table[OP_COUNT]; /* never NULL: the reference where nothing better exists */
+    bool device; /* its memory is not the host's: references run through ops/host_fallback.h */
+
+    /* What a context needs beyond its fields (a stream, handles), in ctx->stream. Optional. */
+    tril_status (*open)(struct op_context *, struct tril_error *err);
+    void (*close)(struct op_context *);
 
     /* Memory that operations may touch. `what` is named when it fails. */
     tril_status (*alloc)(void **out, int64_t bytes, bool zero, const char *what,

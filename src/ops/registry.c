@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "ops/describe.h"
+#include "ops/host_fallback.h"
 
 static const struct op_info *const infos[OP_COUNT] = {
 #define OP(id, name) [OP_##id] = &op_info_##name,
@@ -201,5 +202,9 @@ tril_status op_call(struct op_context *ctx, enum op_id id, const struct tensor *
     const struct op_info *info = infos[id];
     op_fn *fn = ctx->reference ? info->reference : ctx->backend->table[id];
     tril_status st = check_args(info, args, params, fn == info->reference, err);
-    return st == TRIL_OK ? fn(ctx, args, params, err) : st;
+    if (st != TRIL_OK)
+        return st;
+    return fn == info->reference && ctx->backend->device
+               ? op_host_fallback(ctx, info, args, params, err)
+               : fn(ctx, args, params, err);
 }

@@ -326,6 +326,34 @@ tril_status op_run_call(struct op_run *r, struct op_context *ctx, enum op_weight
     return op_call(ctx, r->info->id, r->args, r->c.params, err);
 }
 
+tril_status op_run_call_there(struct op_run *r, struct op_context *ctx, enum op_weight_mode mode,
+                              struct tril_error *err) {
+    const struct backend *b = ctx->backend;
+    struct op_run there = *r;
+    void *memory[OP_MAX_ARGS] = {NULL};
+    tril_status st = TRIL_OK;
+    for (int i = 0; i < r->info->arg_count; i++) {
+        const struct op_memory *m = &r->memory[i];
+        if (!m->map)
+            continue;
+        TRY(b->alloc(&memory[i], (int64_t)m->bytes, false, "an argument", err));
+        TRY(b->upload(ctx, memory[i], m->begin, (int64_t)m->bytes, err));
+        for (int a = 0; a < r->info->arg_count; a++) { /* those that share it too */
+            char *data = r->args[a].data;
+            if (data && data >= m->begin && data < m->begin + m->bytes)
+                there.args[a].data = (char *)memory[i] + (data - m->begin);
+        }
+    }
+    TRY(op_run_call(&there, ctx, mode, err));
+    for (int i = 0; i < r->info->arg_count; i++)
+        if (memory[i])
+            TRY(b->download(ctx, r->memory[i].begin, memory[i], (int64_t)r->memory[i].bytes, err));
+done:
+    for (int i = 0; i < r->info->arg_count; i++)
+        b->release(memory[i]);
+    return st;
+}
+
 /* ------------------------------------------------------------------ judging */
 
 static double unit_roundoff(enum dtype t) {

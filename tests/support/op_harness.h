@@ -60,6 +60,11 @@ void op_run_keep(struct op_run *r);
 tril_status op_run_call(struct op_run *r, struct op_context *ctx, enum op_weight_mode mode,
                         struct tril_error *err);
 
+/* The same for a backend whose memory is its own (ctx->backend->device): the arguments' memory
+ * travels there and back, gaps and neighbours included. */
+tril_status op_run_call_there(struct op_run *r, struct op_context *ctx, enum op_weight_mode mode,
+                              struct tril_error *err);
+
 /* The role of argument i. */
 enum op_role op_run_role(const struct op_run *r, int i);
 /* Element e of argument i in row-major order, as a double; and setting it. */
