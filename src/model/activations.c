@@ -153,8 +153,8 @@ static int64_t head_chunk_rows(int64_t vocab, int64_t tokens, int64_t row_bytes)
 
 /* Integers of a call: ids, positions, targets, cache rows, wanted rows [N]; offsets, starts,
  * lengths and slots [S + 1]; the step; for layers that recall: rows written [N] (two kinds) and
- * carried in, and six numbers a sequence; cache rows [N] of each mixer whose layers roll; each
- * padded to a cache line. */
+ * carried in, and six numbers a sequence; cache rows [N] of each mixer whose layers roll (of
+ * recurrences twice); each padded to a cache line. */
 static int64_t input_integers(int64_t tokens, int64_t sequences, int64_t carried, int64_t rolls) {
     return (7 + rolls) * round_up(tokens, 16) + 11 * round_up(sequences + 1, 16) +
            round_up(carried, 16) + 16;
@@ -272,7 +272,8 @@ tril_status activation_layout_make(struct activation_layout *l, const struct mod
                          (long long)o->max_sequences, (int)recurrent->keep);
     int64_t rolls = 0, first, reach;
     for (int i = 0; i < model_mixer_count(c) && !o->backward; i++)
-        rolls += mixer_reach(&c->mixers[i], c->heads, &first, &reach);
+        if (mixer_reach(&c->mixers[i], c->heads, &first, &reach))
+            rolls += c->mixers[i].kind == MIXER_RECURRENCE ? 2 : 1;
     size['I'] = input_integers(o->max_tokens, o->max_sequences, size['P'], rolls);
     size['S'] = o->max_sequences;
     size['M'] = c->kv_heads * c->head_dim * (c->head_dim + 1);

@@ -161,6 +161,18 @@ done:
 
 /* ------------------------------------------------------------------ attention */
 
+struct tensor cache_view(const struct pass *p, int l, void *data) {
+    const struct kv_cache *c = p->batch->cache;
+    const struct kv_roll *roll = &c->roll[p->m->config.layer_mixer[l]];
+    return tensor_3d(data, c->dtype, c->slots * kv_roll_rows(roll, c->capacity), c->kv_heads,
+                     c->head_dim);
+}
+
+struct tensor cache_rows(const struct pass *p, int l) {
+    const int mixer = p->m->config.layer_mixer[l];
+    return p->batch->cache->roll[mixer].ring ? p->roll_rows[mixer] : p->cache_rows;
+}
+
 /* norm 1, QKV, qk-norm, RoPE: x [N, D] -> q [N, H, d], k, v [N, K, d]. */
 static tril_status qkv_forward(struct pass *p, int l, struct tensor x, struct qkv_views *v,
                                struct tril_error *err) {
@@ -191,9 +203,7 @@ static tril_status qkv_forward(struct pass *p, int l, struct tensor x, struct qk
         TRY(memory_forward(p, l, v, err));
     const struct kv_cache *cache = p->batch->cache;
     if (cache && cache->layer[l].raw)
-        TRY(cache_store(p->ctx, v->k, p->cache_rows,
-                        tensor_3d(cache->layer[l].raw, cache->dtype, cache->slots * cache->capacity,
-                                  cache->kv_heads, cache->head_dim),
+        TRY(cache_store(p->ctx, v->k, cache_rows(p, l), cache_view(p, l, cache->layer[l].raw),
                         err));
     TRY(rotate(p, l, v->q, v->k, false, err));
     if (ablated(m, l, OFF_Q))
@@ -209,14 +219,14 @@ tril_status cache_forward(struct pass *p, int l, struct qkv_views *v, struct tri
     tril_status st;
     const struct kv_cache *c = p->batch->cache;
     const int mixer = p->m->config.layer_mixer[l];
-    const struct kv_roll *roll = &c->roll[mixer];
-    const int64_t slot = roll->ring ? (roll->first + roll->ring) * KV_PAGE : c->capacity;
-    struct tensor rows = roll->ring ? p->roll_rows[mixer] : p->cache_rows;
-    struct tensor k = tensor_3d(c->layer[l].k, c->dtype, c->slots * slot, c->kv_heads, c->head_dim);
-    struct tensor values = k;
-    values.data = c->layer[l].v;
+    const struct tensor k = cache_view(p, l, c->layer[l].k), rows = cache_rows(p, l);
+    const struct tensor values = cache_view(p, l, c->layer[l].v);
     TRY(cache_store(p->ctx, v->k, rows, k, err));
     TRY(cache_store(p->ctx, v->v, rows, values, err));
+    if (c->roll[mixer].twice) {
+        TRY(cache_store(p->ctx, v->k, p->roll_again[mixer], k, err));
+        TRY(cache_store(p->ctx, v->v, p->roll_again[mixer], values, err));
+    }
     if (c->layer[l].low) {
         int64_t blocks = (k.shape[0] + c->retrieve.block - 1) / c->retrieve.block;
         TRY(block_bounds(p->ctx, k, p->kv_start, p->held, p->kv_length,

@@ -35,8 +35,9 @@ struct pass {
     bool gather_early; /* the last layer goes on with the wanted rows alone after attention */
     struct random_key key;
     int32_t max_q, max_kv;
-    struct tensor roll_rows[MODEL_MOST_MIXERS]; /* [N]: cache rows of the layers that roll */
-    struct tensor pages[MODEL_MOST_MIXERS];     /* [S, columns]: and their pages */
+    struct tensor roll_rows[MODEL_MOST_MIXERS];  /* [N]: cache rows of the layers that roll */
+    struct tensor roll_again[MODEL_MOST_MIXERS]; /* [N]: where they lie once more */
+    struct tensor pages[MODEL_MOST_MIXERS];      /* [S, columns]: and their pages */
     struct tensor held; /* [S]: tokens that the cache holds already; with retrieval */
     struct tensor ids, positions, offsets, kv_start, kv_length, targets, cache_rows, slots, rows,
         step;
@@ -92,6 +93,9 @@ tril_status rotate(struct pass *p, int layer, struct tensor q, struct tensor k, 
                    struct tril_error *err);
 /* Channels [begin, begin + heads * d) of t [N, ...] as [N, heads, d]. */
 struct tensor heads_view(struct tensor t, int64_t begin, int64_t heads, int64_t d);
+/* k, v or raw k of a layer's cache, and the rows of it that the call's tokens have. */
+struct tensor cache_view(const struct pass *p, int layer, void *data);
+struct tensor cache_rows(const struct pass *p, int layer);
 /* k and v to their rows of the cache, which then stands in their place: [slots * capacity, K, d].
  */
 tril_status cache_forward(struct pass *p, int layer, struct qkv_views *v, struct tril_error *err);

@@ -39,15 +39,12 @@ static struct kv_roll roll_make(const struct model_config *c, int mixer, int64_t
         return r;
     if (most < 1 || most > capacity)
         most = capacity;
+    r.twice = c->mixers[mixer].kind == MIXER_RECURRENCE;
     r.first = (first + KV_PAGE - 1) / KV_PAGE;
     r.ring = (r.reach + most + KV_PAGE - 1) / KV_PAGE + 1;
-    if (r.first + r.ring >= (capacity + KV_PAGE - 1) / KV_PAGE)
+    if (kv_roll_rows(&r, capacity) >= (capacity + KV_PAGE - 1) / KV_PAGE * KV_PAGE)
         return (struct kv_roll){0};
     return r;
-}
-
-static int64_t roll_rows(const struct kv_roll *r, int64_t capacity) {
-    return r->ring ? (r->first + r->ring) * KV_PAGE : capacity;
 }
 
 /* Bytes of a layer's k (and as much for v), or of its sums; each a multiple of MEMORY_ALIGN. -1:
@@ -73,7 +70,7 @@ static int64_t cache_bytes(const struct model_config *c, int64_t slots, int64_t 
     int64_t bytes = 0, rows[MODEL_MOST_MIXERS];
     for (int i = 0; i < model_mixer_count(c); i++) {
         struct kv_roll roll = roll_make(c, i, capacity, stream ? capacity : most);
-        rows[i] = roll_rows(&roll, capacity);
+        rows[i] = kv_roll_rows(&roll, capacity);
     }
     for (int64_t l = 0; l < c->layers; l++) {
         int64_t n = layer_bytes(c, l, slots, rows[c->layer_mixer[l]], dtype);
@@ -105,8 +102,8 @@ static tril_status rolls_create(struct kv_cache *c, const struct model_config *c
         TRY(mem_alloc((void **)&r->host, (size_t)bytes, what, err));
         TRY(c->ctx->backend->alloc((void **)&r->table, 2 * bytes, true, what, err));
         for (int64_t k = 0; k < count; k++)
-            r->host[k] =
-                (int32_t)(k / c->columns * (r->first + r->ring) + kv_roll_page(r, k % c->columns));
+            r->host[k] = (int32_t)(k / c->columns * (kv_roll_rows(r, c->capacity) / KV_PAGE) +
+                                   kv_roll_page(r, k % c->columns));
         TRY(c->ctx->backend->upload(c->ctx, r->table, r->host, bytes, err));
     }
 done:
@@ -154,7 +151,7 @@ static tril_status create(struct kv_cache **out, const struct model *m, int64_t 
     TRY(rolls_create(c, config, err));
     char *at = c->memory;
     for (int64_t l = 0; l < c->layers; l++) {
-        int64_t rows = roll_rows(&c->roll[config->layer_mixer[l]], capacity);
+        int64_t rows = kv_roll_rows(&c->roll[config->layer_mixer[l]], capacity);
         int64_t n = layer_bytes(config, l, slots, rows, dtype);
         if (has_sums(config, l)) {
             c->layer[l].sums = (float *)(void *)at;

@@ -186,6 +186,14 @@ static bool rule_reach(const struct visible_rule *rule, int64_t *first, int64_t 
 bool mixer_reach(const struct mixer_config *m, int64_t heads, int64_t *first, int64_t *reach) {
     struct visible_set set = {0};
     *first = *reach = 0;
+    if (mixer_recalls(
+            m)) { /* a recurrence forgets whole segments, so that its own keep their place */
+        int64_t keep = m->keep, segment = m->segment;
+        if (m->kind == MIXER_RECURRENCE)
+            keep = (keep + segment - 1) / segment * segment;
+        *reach = keep + segment;
+        return true;
+    }
     bool bounded =
         m->kind == MIXER_ATTENTION && m->rules[0] && mixer_rules(m, heads, &set, NULL) == TRIL_OK;
     for (int32_t i = 0; bounded && i < set.rule_count; i++)

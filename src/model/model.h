@@ -126,10 +126,10 @@ tril_status model_refresh(struct model *m, struct tril_error *err);
  * rules see a bounded way back, roll: pages of the first keys stay, the others are taken anew in
  * turn. */
 struct kv_layer {
-    void *k, *v; /* [slots * capacity, K, d], rolling [slots * pages * KV_PAGE, K, d]; or NULL */
-    void *raw;   /* k before its rotation, for a memory and where tokens leave; NULL: as k */
-    void *r;     /* recurrence: the projected positions [distances, H d], or NULL */
-    bool r_made; /* they are there */
+    void *k, *v;       /* [slots * kv_roll_rows(), K, d], or NULL */
+    void *raw;         /* k before its rotation, for a memory and where tokens leave; NULL: as k */
+    void *r;           /* recurrence: the projected positions [distances, H d], or NULL */
+    bool r_made;       /* they are there */
     float *low, *high; /* retrieval: bounds of the keys by blocks, or NULL */
     float *sums;       /* [slots, K, d, d + 1], or NULL */
 };
@@ -142,15 +142,21 @@ struct kv_retrieve {
 };
 enum { KV_PAGE = 128 }; /* keys */
 /* How the layers of one mixer roll: key j lies in page j / KV_PAGE, which is page
- * kv_roll_page() of the slot's. */
+ * kv_roll_page() of the slot's. A recurrence, whose operation knows no pages, has every key twice,
+ * a ring apart: wherever its last keys begin, they adjoin. */
 struct kv_roll {
     int64_t first, ring; /* pages; ring 0: contiguous */
-    int64_t reach;       /* position p sees no key from the ring before p - reach + 1 */
-    int32_t *table;      /* the backend's, [2 slots, columns]; the second half: of one call */
-    int32_t *host;       /* [slots, columns] */
+    bool twice;
+    int64_t reach;  /* position p sees no key from the ring before p - reach + 1 */
+    int32_t *table; /* the backend's, [2 slots, columns]; the second half: of one call */
+    int32_t *host;  /* [slots, columns] */
 };
 static inline int64_t kv_roll_page(const struct kv_roll *r, int64_t page) {
     return page < r->first ? page : r->first + (page - r->first) % r->ring;
+}
+/* Rows of a sequence in such a layer of a cache of `capacity`. */
+static inline int64_t kv_roll_rows(const struct kv_roll *r, int64_t capacity) {
+    return r->ring ? (r->first + r->ring) * KV_PAGE * (r->twice ? 2 : 1) : capacity;
 }
 struct kv_cache {
     struct op_context *ctx;

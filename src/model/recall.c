@@ -84,6 +84,34 @@ static void carry_stage(struct pass *p, recall_stage *stage, int64_t *used) {
     }
 }
 
+/* What layers of a kind see in a cache: keys from `entry` on, which lie in a slot's rows from start
+ * on, `entry` in row start + first; after `ring` rows they begin anew. Of a cache that does not
+ * roll all keys; of a rolling one no more than it must still hold, and of a recurrence whole
+ * segments, by which its operation counts. */
+struct cached_past {
+    int64_t entry, start, first, ring, segment;
+};
+
+static struct cached_past cached_past(const struct pass *p, enum mixer_kind kind, int64_t slot,
+                                      int64_t held) {
+    const struct kv_cache *c = p->batch->cache;
+    const struct mixer_config *m = model_recalls(&p->m->config, kind);
+    const struct kv_roll *r = m ? &c->roll[m - p->m->config.mixers] : NULL;
+    struct cached_past past = {
+        .start = slot * c->capacity, .ring = c->capacity, .segment = m ? m->segment : 1};
+    if (!r || !r->ring)
+        return past;
+    past.entry = held - held % m->segment - m->keep;
+    if (past.entry < 0)
+        past.entry = 0;
+    if (kind == MIXER_RECURRENCE)
+        past.entry -= past.entry % m->segment;
+    past.ring = r->ring * KV_PAGE;
+    past.start = slot * kv_roll_rows(r, c->capacity);
+    past.first = past.entry % past.ring;
+    return past;
+}
+
 tril_status recall_begin(struct pass *p, recall_stage *stage, int64_t *used,
                          struct tril_error *err) {
     struct recall_inputs *in = &p->recall;
@@ -107,9 +135,16 @@ tril_status recall_begin(struct pass *p, recall_stage *stage, int64_t *used,
         int32_t n = b->offsets[s + 1] - b->offsets[s];
         start[s] = length[s] = first[s] = position[s] = 0;
         if (b->cache) {
-            ring_start[s] = start[s] = (int32_t)(slot * b->cache->capacity);
-            length[s] = b->cache->length[slot];
-            ring_length[s] = length[s] + n;
+            const int32_t held = b->cache->length[slot];
+            const struct cached_past states = cached_past(p, MIXER_RECURRENCE, slot, held);
+            const struct cached_past keys = cached_past(p, MIXER_MEMORY, slot, held);
+            start[s] = (int32_t)(states.start + states.first);
+            length[s] = (int32_t)(held - states.entry);
+            ring_start[s] = (int32_t)keys.start;
+            first[s] = (int32_t)keys.first;
+            ring_length[s] = (int32_t)(held - keys.entry + n);
+            position[s] = (int32_t)(keys.entry % keys.segment);
+            in->ring = keys.ring;
         } else if (carry) {
             start[s] = past;
             past += length[s] = carry->states.length[slot];
@@ -126,7 +161,7 @@ tril_status recall_begin(struct pass *p, recall_stage *stage, int64_t *used,
         int32_t *rows = b->cache ? NULL : stage(p, used, p->N, &in->ring_rows);
         for (int64_t n = 0; rows && n < p->N; n++)
             rows[n] = (int32_t)n;
-        in->ring = b->cache ? b->cache->capacity : p->max_kv;
+        in->ring = b->cache ? in->ring : p->max_kv;
     }
     return TRIL_OK;
 }
@@ -242,10 +277,8 @@ static tril_status recurrence_inputs(struct pass *p, int l, const struct qkv_vie
         params->memory = mixer->keep;
     }
     if (cache) {
-        in->past_k =
-            tensor_3d(cache->layer[l].k, cache->dtype, cache->slots * cache->capacity, K, d);
-        in->past_v = in->past_k;
-        in->past_v.data = cache->layer[l].v;
+        in->past_k = cache_view(p, l, cache->layer[l].k);
+        in->past_v = cache_view(p, l, cache->layer[l].v);
     }
     if (in->past_k.data) {
         in->past_start = p->recall.past_start;
@@ -345,10 +378,8 @@ static void memory_views(const struct pass *p, int l, const struct qkv_views *v,
     const struct carry *carry = p->batch->carry;
     const int64_t K = c->kv_heads, d = c->head_dim;
     if (cache) {
-        void *raw = cache->layer[l].raw ? cache->layer[l].raw : cache->layer[l].k;
-        *k = tensor_3d(raw, cache->dtype, cache->slots * cache->capacity, K, d);
-        *values = *k;
-        values->data = cache->layer[l].v;
+        *k = cache_view(p, l, cache->layer[l].raw ? cache->layer[l].raw : cache->layer[l].k);
+        *values = cache_view(p, l, cache->layer[l].v);
     } else if (carry) {
         *k = tensor_3d(carry->layer[l].k, carry->act, carry->slots * carry->keys.rows, K, d);
         *values = *k;
@@ -366,7 +397,7 @@ tril_status memory_forward(struct pass *p, int l, const struct qkv_views *v,
     const struct model_config *c = &p->m->config;
     const struct mixer_config *mixer = model_mixer(c, l);
     const int64_t H = c->heads;
-    struct tensor rows = p->batch->cache ? p->cache_rows : p->recall.ring_rows;
+    struct tensor rows = p->batch->cache ? cache_rows(p, l) : p->recall.ring_rows;
     struct memory_attention_inputs in = {.q = v->q,
                                          .q_offsets = p->offsets,
                                          .kv_start = p->recall.ring_start,

@@ -239,12 +239,15 @@ static tril_status rolls_begin(struct pass *p, int64_t *used, struct tril_error 
         if (!r->ring)
             continue;
         int32_t *rows = stage(p, used, p->N, &p->roll_rows[i]), *table = r->table;
+        int32_t *again = r->twice ? stage(p, used, p->N, &p->roll_again[i]) : NULL;
         for (int64_t s = 0; s < p->S; s++) {
             int64_t begin = b->offsets[s], held = c->length[b->slots[s]];
             const int32_t *pages = r->host + b->slots[s] * c->columns;
             for (int64_t n = begin; n < b->offsets[s + 1]; n++) {
                 int64_t j = held + n - begin;
                 rows[n] = (int32_t)(pages[j / KV_PAGE] * KV_PAGE + j % KV_PAGE);
+                if (again)
+                    again[n] = (int32_t)(rows[n] + r->ring * KV_PAGE);
             }
             if (p->slots_adjoin)
                 continue;

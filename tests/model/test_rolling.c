@@ -99,12 +99,17 @@ static void feed_two(struct subject *s, int32_t n) {
     free(ids);
 }
 
-static const char *const mixers[] = {"window:100", "window:90+sinks:3/causal/chunk:64",
-                                     "linear/0-1=window:60 2-3=dilated:8,9/window:1 no-position"};
+static const char *const mixers[] = {
+    "window:100",
+    "window:90+sinks:3/causal/chunk:64",
+    "linear/0-1=window:60 2-3=dilated:8,9/window:1 no-position",
+    "recurrence segment=48 keep=70/causal",
+    "memory segment=64 keep=150 top=5/window:30",
+    "memory segment=40 keep=33 top=9/recurrence segment=40 keep=40"};
 
 static void test_rolls(void **state) {
     (void)state;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < (int)(sizeof mixers / sizeof *mixers); i++) {
         struct subject s;
         subject_open(&s, mixers[i]);
         assert_true(s.cache->rolls);
@@ -119,10 +124,9 @@ static void test_rolls(void **state) {
 }
 
 /* Going back a little is free; going back to what was given up starts over. */
-static void test_rewind(void **state) {
-    (void)state;
+static void rewind_with(const char *mixer) {
     struct subject s;
-    subject_open(&s, "window:100+sinks:2");
+    subject_open(&s, mixer);
     feed(&s, 1, 1000, MOST);
     assert_int_equal(kv_cache_rewind(s.cache, 1, 990), 990);
     feed(&s, 1, 1010, 3);
@@ -146,6 +150,53 @@ static void test_rewind(void **state) {
     subject_close(&s);
 }
 
+static void test_rewind(void **state) {
+    (void)state;
+    rewind_with("window:100+sinks:2");
+    rewind_with("recurrence segment=32 keep=64");
+    rewind_with("memory segment=32 keep=70 top=4");
+}
+
+/* Greedy generation of as many tokens as the context holds: *out [T]. */
+static void generate(struct subject *s, struct kv_cache *cache, int32_t *out) {
+    float *logits = malloc((size_t)s->V * sizeof *logits);
+    out[0] = 1;
+    for (int32_t n = 0; n + 1 < T; n++) {
+        struct batch b = {.tokens = 1,
+                          .sequences = 1,
+                          .ids = out + n,
+                          .offsets = (int32_t[]){0, 1},
+                          .cache = cache,
+                          .slots = (int32_t[]){1}};
+        OK(model_forward(s->m, s->w, &b, logits, &err));
+        out[n + 1] = 0;
+        for (int32_t v = 1; v < s->V; v++)
+            if (logits[v] > logits[out[n + 1]])
+                out[n + 1] = v;
+    }
+    free(logits);
+}
+
+/* A cache that forgets what no layer sees writes what one that holds everything writes. */
+static void test_generation(void **state) {
+    (void)state;
+    static const char *const recalling[] = {"recurrence segment=48 keep=70",
+                                            "memory segment=64 keep=150 top=5"};
+    for (int i = 0; i < 2; i++) {
+        struct subject s;
+        struct kv_cache *whole;
+        static int32_t mine[T], theirs[T];
+        subject_open(&s, recalling[i]);
+        OK(kv_cache_create(&whole, s.m, SLOTS, T, 0, DT_F32, &err));
+        assert_true(s.cache->rolls && !whole->rolls);
+        generate(&s, s.cache, mine);
+        generate(&s, whole, theirs);
+        assert_memory_equal(mine, theirs, sizeof mine);
+        kv_cache_free(whole);
+        subject_close(&s);
+    }
+}
+
 static void test_size(void **state) {
     (void)state;
     struct model_config c = tiny_llama();
@@ -153,6 +204,15 @@ static void test_size(void **state) {
     int64_t short_one = kv_cache_bytes(&c, 1, 4096, 512, DT_F32);
     assert_true(kv_cache_bytes(&c, 1, 1 << 20, 512, DT_F32) == short_one);
     assert_true(kv_cache_bytes(&c, 1, 1 << 20, 0, DT_F32) > 100 * short_one);
+    static const char *const recalling[] = {"recurrence segment=128 keep=128",
+                                            "memory segment=128 keep=512 top=8"};
+    for (int i = 0; i < 2; i++) {
+        OK(model_config_parse_mixers(&c, recalling[i], &err));
+        assert_true(kv_cache_bytes(&c, 1, 1 << 20, 128, DT_F32) ==
+                    kv_cache_bytes(&c, 1, 1 << 13, 128, DT_F32));
+        assert_true(kv_cache_bytes(&c, 1, 1 << 20, 0, DT_F32) >
+                    100 * kv_cache_bytes(&c, 1, 1 << 20, 128, DT_F32));
+    }
     OK(model_config_parse_mixers(&c, "window:256/causal", &err));
     int64_t all = kv_cache_bytes(&c, 1, 1 << 20, 512, DT_F32);
     OK(model_config_parse_mixers(&c, "causal", &err));
@@ -163,6 +223,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rolls),
         cmocka_unit_test(test_rewind),
+        cmocka_unit_test(test_generation),
         cmocka_unit_test(test_size),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
