@@ -11,7 +11,6 @@
 #include "base/system.h"
 #include "lab/bench.h"
 #include "text/bpe_train.h"
-#include "text/tokenizer.h"
 #include "train/evaluate.h"
 #include "train/optimiser.h"
 #include "train/schedule.h"
@@ -160,6 +159,8 @@ tril_status corpus_open(struct corpus *c, const struct lab *l, int64_t vocab, in
     c->valid_count = (int64_t)n / 20;
     c->train_count = (int64_t)n - c->valid_count;
     c->valid = c->train + c->train_count;
+    c->tokenizer = t;
+    t = NULL;
 done:
     free(ids);
     free(text);
@@ -169,6 +170,7 @@ done:
 
 void corpus_free(struct corpus *c) {
     free(c->train);
+    tokenizer_free(c->tokenizer);
     *c = (struct corpus){0};
 }
 
@@ -188,6 +190,7 @@ struct model_config learner_config(bool gpt, int64_t layers, int64_t dim, int64_
     c.vocab = vocab;
     c.context = context;
     c.bos_id = c.eos_id = -1;
+    c.init_std = (float)(1 / sqrt((double)dim)); /* 0.02 is for widths of a thousand and more */
     if (gpt)
         c.qkv_bias = c.attention_out_bias = c.ffn_bias = false;
     return c;

@@ -5,11 +5,13 @@
 
 #include "lab/lab.h"
 #include "model/model.h"
+#include "text/tokenizer.h"
 
 struct corpus {
     int32_t *train, *valid;
     int64_t train_count, valid_count, vocab;
     double bytes_per_token;
+    struct tokenizer *tokenizer;
     const char *name; /* "the generated sentences", or the first file's name */
 };
 /* Tokens of the user's files (generated sentences where none are given) under a BPE vocabulary of

@@ -1,19 +1,112 @@
 /* Quality: one trained model under each exact implementation of attention; and models trained alike
- * with sparse and linear attention. */
+ * with sparse and linear attention. Perplexity, and BLEU of what they write on from pieces of the
+ * held-out text against how it went on. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "lab/bleu.h"
 #include "lab/learner.h"
 #include "lab/lens.h"
 
 enum { KINDS = 6, EXACT = 4 };
 
+/* The likeliest token after each of `rows` rows of logits. */
+static void likeliest(const float *logits, int64_t rows, int64_t V, int32_t *out) {
+    for (int64_t r = 0; r < rows; r++) {
+        out[r] = 0;
+        for (int64_t v = 1; v < V; v++)
+            if (logits[r * V + v] > logits[r * V + out[r]])
+                out[r] = (int32_t)v;
+    }
+}
+
+/* What `m` writes after pieces of the held-out text, always the likeliest token, against how the
+ * text goes on. */
+struct writing {
+    int64_t pieces, prompt, tokens; /* of the text, and in each */
+};
+
+static tril_status compare(const struct corpus *text, const int32_t *written, const int32_t *held,
+                           int64_t n, struct bleu *b, struct tril_error *err) {
+    char *mine = NULL, *theirs = NULL;
+    size_t mine_size, theirs_size;
+    tril_status st;
+    TRY(tokenizer_decode(text->tokenizer, (const uint32_t *)written, (size_t)n, true, &mine,
+                         &mine_size, err));
+    TRY(tokenizer_decode(text->tokenizer, (const uint32_t *)held, (size_t)n, true, &theirs,
+                         &theirs_size, err));
+    st = bleu_add(b, mine, mine_size, theirs, theirs_size, err);
+done:
+    free(mine);
+    free(theirs);
+    return st;
+}
+
+static tril_status write_on(struct model *m, const struct corpus *text, const struct writing *how,
+                            struct bleu *b, struct tril_error *err) {
+    const int64_t S = how->pieces, P = how->prompt, n = how->tokens, V = text->vocab;
+    const int64_t stride = (text->valid_count - P - n) / S;
+    struct workspace_options wo = {.max_tokens = S * P, .max_sequences = S, .max_rows = S};
+    struct workspace *w = NULL;
+    struct kv_cache *cache = NULL;
+    int32_t *ids = malloc((size_t)(S * (P + n + 4)) * sizeof *ids), *written = ids + S * P;
+    int32_t *slots = written + S * n, *next = slots + S, *rows = next + S, *offsets = NULL;
+    float *logits = malloc((size_t)(S * V) * sizeof *logits);
+    tril_status st = TRIL_OK;
+    *b = (struct bleu){0};
+    offsets = malloc((size_t)(S + 1) * sizeof *offsets);
+    if (!ids || !logits || !offsets) {
+        st = lab_no_memory(err);
+        goto done;
+    }
+    if (stride < 1) {
+        st = error_set(err, TRIL_ERR_ARGUMENT, "the text is too short to write on from it");
+        goto done;
+    }
+    TRY(workspace_create(&w, m, &wo, err));
+    TRY(kv_cache_create(&cache, m, S, P + n, P, DT_F32, err));
+    for (int64_t s = 0; s < S; s++) {
+        memcpy(ids + s * P, text->valid + s * stride, (size_t)P * sizeof *ids);
+        slots[s] = (int32_t)s;
+        rows[s] = (int32_t)((s + 1) * P - 1);
+    }
+    struct batch call = {.sequences = S,
+                         .offsets = offsets,
+                         .cache = cache,
+                         .slots = slots,
+                         .rows = rows,
+                         .row_count = S};
+    for (int64_t i = 0; i < n; i++) {
+        int64_t each = i == 0 ? P : 1;
+        for (int64_t s = 0; s <= S; s++)
+            offsets[s] = (int32_t)(s * each);
+        for (int64_t s = 0; s < S; s++)
+            rows[s] = (int32_t)((s + 1) * each - 1);
+        call.tokens = S * each;
+        call.ids = i == 0 ? ids : next;
+        TRY(model_forward(m, w, &call, logits, err));
+        likeliest(logits, S, V, next);
+        for (int64_t s = 0; s < S; s++)
+            written[s * n + i] = next[s];
+    }
+    for (int64_t s = 0; s < S; s++)
+        TRY(compare(text, written + s * n, text->valid + s * stride + P, n, b, err));
+done:
+    kv_cache_free(cache);
+    workspace_free(w);
+    free(offsets);
+    free(logits);
+    free(ids);
+    return st;
+}
+
 static tril_status run(struct lab *l, struct tril_error *err) {
-    static const char *const exact_columns[] = {"implementation", "loss", "perplexity",
-                                                "beside flash"};
-    static const char *const columns[] = {"attention",  "mixer",         "train loss", "valid loss",
-                                          "perplexity", "beside full %", "ms a step"};
+    static const char *const exact_columns[] = {"implementation", "loss",   "perplexity",
+                                                "beside flash",   "BLEU-4", "BLEU-4, smoothed"};
+    static const char *const columns[] = {
+        "attention",     "mixer",  "train loss",       "valid loss", "perplexity",
+        "beside full %", "BLEU-4", "BLEU-4, smoothed", "ms a step"};
     static const char *const exact_names[EXACT] = {"flash", "fused", "materialised", "reference"};
     int64_t T = lab_choose(l, 64, 256), dim = lab_choose(l, 64, 128), layers = lab_choose(l, 2, 4);
     int64_t W = T / 8;
@@ -26,6 +119,9 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     struct learned out[KINDS] = {{0}};
     struct table *t = NULL;
     double perplexity[EXACT], loss, ms[KINDS], quality[KINDS];
+    const struct writing writing = {
+        .pieces = lab_choose(l, 16, 64), .prompt = T * 3 / 4, .tokens = T / 4};
+    struct bleu exact_bleu[EXACT] = {0}, bleu[KINDS] = {0};
     bool open = false;
     char what[40];
     tril_status st = TRIL_OK;
@@ -57,7 +153,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
         TRY(learn(&lens.ctx, &how, &text, &m, &out[i], err));
         quality[i] = exp(out[i].valid_loss);
         if (i == 0) {
-            TRY(table_create(&t, exact_columns, 4, err));
+            TRY(table_create(&t, exact_columns, 6, err));
             for (int k = 0; k < EXACT; k++) {
                 lens.other = true;
                 lens.implementation = k == 3 ? ATTENTION_FLASH : (enum attention_implementation)k;
@@ -75,6 +171,10 @@ static tril_status run(struct lab *l, struct tril_error *err) {
                 table_add_number(t, loss, 8);
                 table_add_number(t, perplexity[k], 6);
                 table_add_number(t, perplexity[k] / perplexity[0] - 1, -1);
+                if (k < 3)
+                    TRY(write_on(m, &text, &writing, &exact_bleu[k], err));
+                table_add_number(t, k < 3 ? bleu_score(&exact_bleu[k], BLEU_PLAIN) : NAN, 4);
+                table_add_number(t, k < 3 ? bleu_score(&exact_bleu[k], BLEU_EXPONENTIAL) : NAN, 4);
             }
             lens.other = false;
             lens.ctx.reference = false;
@@ -84,10 +184,11 @@ static tril_status run(struct lab *l, struct tril_error *err) {
             if (st != TRIL_OK)
                 goto done;
         }
+        TRY(write_on(m, &text, &writing, &bleu[i], err));
         model_free(m);
         m = NULL;
     }
-    TRY(table_create(&t, columns, 7, err));
+    TRY(table_create(&t, columns, 9, err));
     for (int i = 0; i < KINDS; i++) {
         table_add_text(t, names[i]);
         table_add_text(t, mixers[i]);
@@ -95,6 +196,8 @@ static tril_status run(struct lab *l, struct tril_error *err) {
         table_add_number(t, out[i].valid_loss, 4);
         table_add_number(t, quality[i], 3);
         table_add_number(t, 100 * (quality[i] / quality[0] - 1), 2);
+        table_add_number(t, bleu_score(&bleu[i], BLEU_PLAIN), 2);
+        table_add_number(t, bleu_score(&bleu[i], BLEU_EXPONENTIAL), 2);
         table_add_number(t, ms[i], 2);
     }
     char title[160];
@@ -120,8 +223,13 @@ static tril_status run(struct lab *l, struct tril_error *err) {
         kindest = fmin(kindest, quality[i] / quality[0] - 1);
     }
     double linear = quality[5] / quality[0] - 1;
+    double score = bleu_score(&exact_bleu[0], BLEU_EXPONENTIAL), apart = 0;
+    for (int k = 1; k < 3; k++)
+        apart = fmax(apart, fabs(bleu_score(&exact_bleu[k], BLEU_EXPONENTIAL) - score));
     lab_claim(l, worst / perplexity[0] < 1e-3, "flash changes perplexity by", "< 0.1%",
               "%.1e of %.3f", worst, perplexity[0]);
+    lab_claim(l, apart <= 1e-3 * score, "flash changes BLEU by", "< 0.1%",
+              "%.1e of %.3f (smoothed)", apart, score);
     lab_claim(l, worst < 1e-5 * fmax(1, perplexity[0]), "exact", "exact",
               "equal to %.1e (relative)", worst / perplexity[0]);
     lab_claim(l, kindest > 0 && sparse < 0.15, "sparse", "slightly lower",
@@ -131,6 +239,8 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     lab_value(l, "exact_difference", worst);
     lab_value(l, "perplexity", perplexity[0]);
     lab_value(l, "vocab", (double)text.vocab);
+    lab_value(l, "bleu", score);
+    lab_value(l, "bleu_difference", apart);
     for (int i = 0; i < KINDS; i++)
         lab_value(l, names[i], quality[i]);
     lab_say(l,
@@ -138,6 +248,14 @@ static tril_status run(struct lab *l, struct tril_error *err) {
             "reference in double are within %.1e of it. Which implementation computes exact "
             "attention does not change what a model knows.",
             perplexity[0], worst);
+    lab_say(l,
+            "BLEU-4 over the words of %lld continuations of %lld tokens, each token the likeliest, "
+            "against how the held-out text goes on (one reference each, brevity penalty; smoothed: "
+            "the k-th order without a match has 2^-k of one): %.2f, smoothed %.2f under flash; the "
+            "other implementations differ by %.1e. A continuation of prose is one of many that "
+            "would do, so that values are low: they tell implementations apart, not good text.",
+            (long long)writing.pieces, (long long)writing.tokens,
+            bleu_score(&exact_bleu[0], BLEU_PLAIN), score, apart);
     lab_say(l,
             "Trained alike for the same steps, sparse attention changes perplexity by %+.1f%% to "
             "%+.1f%% and linear attention by %+.1f%% against full attention's %.2f. %s",
