@@ -19,13 +19,19 @@ static const char style[] =
     "body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);"
     "max-width:62rem;margin:0 auto;padding:1rem}\n"
     "h2{border-top:1px solid var(--line);padding-top:1.5rem;margin-top:2.5rem}\n"
-    ".scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;"
+    ".scroll{overflow-x:auto}table{border-collapse:separate;border-spacing:0;font-variant-numeric:"
+    "tabular-nums;"
     "font-size:.9rem;margin:.5rem 0}\n"
     "th,td{border-bottom:1px solid var(--line);padding:.2rem .7rem;text-align:left}"
     "td.n{text-align:right}\n"
     ".faint{color:var(--faint);font-size:.9rem}.no{color:var(--bad);font-weight:600}\n"
     "figure{margin:1rem 0}figure svg{max-width:100%;height:auto;border-radius:.4rem}"
     "nav a{margin-right:1rem;white-space:nowrap}a{color:inherit}\n"
+    /* A scrolled table keeps its first column; words of claims stay in lines worth reading. */
+    "th:first-child,td:first-child{position:sticky;left:0;background:var(--paper)}"
+    ".claims td:nth-child(3){min-width:11rem}\n"
+    "@media(max-width:40rem){body{padding:.7rem}th,td{padding:.2rem .45rem}"
+    "th:first-child,td:first-child{max-width:8rem}}\n"
     "</style>\n";
 
 static void escaped(FILE *f, const char *text) {
@@ -79,7 +85,7 @@ static void write_claims(FILE *f, json_t *claims) {
     size_t i;
     if (json_array_size(claims) == 0)
         return;
-    fputs("<div class=scroll><table><tr><th>claim</th><th>published</th><th>here</th>"
+    fputs("<div class=scroll><table class=claims><tr><th>claim</th><th>published</th><th>here</th>"
           "<th>agrees</th></tr>\n",
           f);
     json_array_foreach(claims, i, c) {
