@@ -19,7 +19,7 @@ static struct regime regime_of(enum tril_lab_size size) {
     if (size == TRIL_LAB_QUICK)
         return (struct regime){{1, 2, 4, 0}, 3, 64, 4, 512, 64, 4, 120, 1 << 18, 3e-3};
     if (size == TRIL_LAB_FULL)
-        return (struct regime){{2, 4, 8, 12}, 4, 128, 4, 1024, 128, 6, 2000, 0, 3e-3};
+        return (struct regime){{2, 4, 8, 12}, 4, 128, 4, 1024, 128, 6, 3000, 0, 3e-3};
     /* 20 epochs of 50 to 200 million tokens: give that much text. */
     return (struct regime){{2, 4, 8, 12}, 4, 512, 8, 32000, 512, 32, 0, 0, 3e-4};
 }
@@ -82,6 +82,10 @@ static tril_status run(struct lab *l, struct tril_error *err) {
         model_free(m);
         depth[i] = (double)g.depths[i];
         perplexity[i] = exp(out[i].valid_loss);
+        if (l->size != TRIL_LAB_QUICK)
+            fprintf(stderr, "depth: %lld layers reach perplexity %.2f after %s\n",
+                    (long long)g.depths[i], perplexity[i],
+                    format_duration(out[i].seconds, time_text));
         memory[i] = out[i].peak_bytes / 1e6;
         activations[i] = out[i].workspace_bytes;
         smooth[i] = out[i].losses;
@@ -189,7 +193,7 @@ done:
 }
 
 const struct lab_experiment lab_depth = {
-    {"depth", "perplexity, time per step and memory of 2, 4, 8, 12 layers", "E11, T10", 10, 700,
+    {"depth", "perplexity, time per step and memory of 2, 4, 8, 12 layers", "E11, T10", 10, 1000,
      true},
     "Depth",
     run};

@@ -43,7 +43,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
                                   {"RoPE, dynamic NTK", POSITION_ROPE, ROPE_DYNAMIC, {0}},
                                   {"RoPE, YaRN", POSITION_ROPE, ROPE_YARN, {0}}};
     static const char *const scalings[] = {"as trained", "linear", "NTK", "dynamic", "YaRN"};
-    int64_t T = lab_choose(l, 32, 128), dim = lab_choose(l, 64, 128), layers = lab_choose(l, 2, 4);
+    int64_t T = lab_choose(l, 64, 128), dim = lab_choose(l, 64, 128), layers = lab_choose(l, 2, 4);
     int64_t steps = lab_choose(l, 300, 800), lengths = lab_choose(l, 3, 4);
     int64_t most = T << (lengths - 1), windows = lab_choose(l, 60, 150);
     struct corpus text = {0};
@@ -66,7 +66,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
             snprintf(what, sizeof what, "extrapolation: %s", v[i].name);
             struct learning how = {.config = &base,
                                    .seq = T,
-                                   .batch = lab_choose(l, 16, 16),
+                                   .batch = 16,
                                    .steps = steps,
                                    .lr = 3e-3,
                                    .weight_decay = 0.1,
