@@ -106,7 +106,8 @@ static inline bool rows_packable(const struct tensor &t, int count) {
 /* ------------------------------------------------------------------ sums
  *
  * Of a warp, of a block: every thread gets the result, and the order is the same every time. */
-__device__ __forceinline__ float warp_sum(float x) {
+template <typename V>
+__device__ __forceinline__ V warp_sum(V x) {
 #pragma unroll
     for (int d = 16; d > 0; d /= 2)
         x += __shfl_xor_sync(0xffffffffu, x, d);
@@ -120,8 +121,8 @@ __device__ __forceinline__ float warp_max(float x) {
 }
 /* blockDim.x a multiple of 32, up to 1024; `space`: 32 floats of shared memory, free again after
  * the next __syncthreads. */
-template <typename F>
-__device__ __forceinline__ float block_reduce(float x, float *space, float none, F reduce) {
+template <typename V, typename F>
+__device__ __forceinline__ V block_reduce(V x, V *space, V none, F reduce) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     x = reduce(x);
     __syncthreads();
@@ -132,6 +133,9 @@ __device__ __forceinline__ float block_reduce(float x, float *space, float none,
 }
 __device__ __forceinline__ float block_sum(float x, float *space) {
     return block_reduce(x, space, 0.0f, [](float v) { return warp_sum(v); });
+}
+__device__ __forceinline__ double block_sum(double x, double *space) {
+    return block_reduce(x, space, 0.0, [](double v) { return warp_sum(v); });
 }
 __device__ __forceinline__ float block_max(float x, float *space) {
     return block_reduce(x, space, -INFINITY, [](float v) { return warp_max(v); });
