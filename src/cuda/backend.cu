@@ -63,6 +63,49 @@ tril_status cuda_device_get(struct cuda_device *out, struct tril_error *err) {
     return TRIL_OK;
 }
 
+/* ------------------------------------------------------------------ graphs */
+
+static tril_status graph_begin(struct op_context *ctx, struct tril_error *err) {
+    struct cuda_state *c = cuda_state_of(ctx);
+    CUDA_TRY(cuda_check(cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal),
+                        "recording", err));
+    c->recording = true;
+    return TRIL_OK;
+}
+
+static tril_status graph_end(struct op_context *ctx, void **graph, struct tril_error *err) {
+    struct cuda_state *c = cuda_state_of(ctx);
+    cudaGraph_t recorded = NULL;
+    cudaGraphExec_t ready = NULL;
+    *graph = NULL;
+    c->recording = false;
+    cudaError_t e = cudaStreamEndCapture(c->stream, &recorded);
+    if (e == cudaSuccess)
+        e = cudaGraphInstantiate(&ready, recorded, 0);
+    if (recorded)
+        cudaGraphDestroy(recorded);
+    (void)cudaGetLastError(); /* a recording that failed is not the next call's fault */
+    *graph = ready;
+    return cuda_check(e, "recording", err);
+}
+
+static tril_status graph_run(struct op_context *ctx, void *graph, struct tril_error *err) {
+    return cuda_check(cudaGraphLaunch((cudaGraphExec_t)graph, cuda_state_of(ctx)->stream),
+                      "a recorded step", err);
+}
+
+static void graph_free(struct op_context *ctx, void *graph) {
+    (void)ctx;
+    cudaGraphExecDestroy((cudaGraphExec_t)graph);
+}
+
+/* What would wait, or read memory that is only right now right, cannot be recorded. */
+static tril_status check_not_recording(struct op_context *ctx, struct tril_error *err) {
+    if (!cuda_state_of(ctx)->recording)
+        return TRIL_OK;
+    return error_set(err, TRIL_ERR_INTERNAL, "transfers cannot be part of a recorded step");
+}
+
 /* ------------------------------------------------------------------ uploads
  *
  * A ring of pinned pieces; before a piece is written again its last copy must be done. */
@@ -103,6 +146,7 @@ static tril_status upload(struct op_context *ctx, void *dst, const void *host, i
                           struct tril_error *err) {
     struct cuda_state *c = cuda_state_of(ctx);
     struct staging *s = c->staging;
+    CUDA_TRY(check_not_recording(ctx, err));
     for (int64_t at = 0; at < bytes; at += PIECE_BYTES) {
         size_t n = (size_t)(bytes - at < PIECE_BYTES ? bytes - at : PIECE_BYTES);
         int k = s->next;
@@ -128,6 +172,7 @@ static tril_status synchronise(struct op_context *ctx, struct tril_error *err) {
 
 static tril_status download(struct op_context *ctx, void *host, const void *src, int64_t bytes,
                             struct tril_error *err) {
+    CUDA_TRY(check_not_recording(ctx, err));
     if (bytes > 0)
         CUDA_TRY(cuda_check(cudaMemcpyAsync(host, src, (size_t)bytes, cudaMemcpyDeviceToHost,
                                             cuda_state_of(ctx)->stream),
@@ -228,6 +273,10 @@ static struct backend make() {
     b.download = download;
     b.fill_zero = fill_zero;
     b.synchronise = synchronise;
+    b.graph_begin = graph_begin;
+    b.graph_end = graph_end;
+    b.graph_run = graph_run;
+    b.graph_free = graph_free;
 #define CUDA_OP(id, name) b.table[OP_##id] = cuda_##name;
 #include "cuda/kernel_list.inc"
 #undef CUDA_OP

@@ -30,7 +30,8 @@ struct cuda_state { /* op_context.stream points to it */
     int shared_most;         /* bytes of dynamic shared memory that a block may ask for */
     void *blas;              /* cublasLtHandle_t: linear.cu */
     void *blas_plans;        /* chosen algorithms by shape: linear.cu */
-    struct staging *staging; /* pinned memory for uploads: memory.cu */
+    struct staging *staging; /* pinned memory for uploads: backend.cu */
+    bool recording;          /* launches go into a graph */
 };
 
 static inline struct cuda_state *cuda_state_of(const struct op_context *ctx) {

@@ -188,6 +188,34 @@ done:
     return st;
 }
 
+struct training {
+    struct pass *p;
+    float scale;
+};
+
+static tril_status training_body(void *arg, struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    const struct training *t = arg;
+    struct pass *p = t->p;
+    struct model *m = p->m;
+    if (p->overwrite)
+        TRY(gradients_zero(p, err));
+    TRY(layers_forward(p, err));
+    TRY(head_loss(p, t->scale, err));
+    for (int l = (int)m->config.layers - 1; l >= 0; l--)
+        TRY(layer_backward(p, l, err));
+    struct tensor dx = activation_view(p->w, A_DX, 0, p->N); /* [N, D] fp32 */
+    struct dropout_params drop = dropout_params_make(p, RANDOM_DROPOUT_EMBED, 0);
+    if (drop.p > 0)
+        TRY(dropout_backward(p->ctx, dx, p->step, dx, drop, err));
+    struct tensor dwpe = param_gradient(m, PARAM_POSITION_EMBEDDING, -1); /* [C, D] */
+    TRY(embed_backward(p->ctx, p->ids, dwpe.data ? p->positions : tensor_none(), dx,
+                       param_gradient(m, PARAM_TOKEN_EMBEDDING, -1), dwpe, err));
+    TRY(layer_gradient_ready(m, -1, err));
+done:
+    return st;
+}
+
 tril_status model_forward_backward(struct model *m, struct workspace *w, const struct batch *b,
                                    const struct train_call *call, double *loss_sum, int64_t *count,
                                    struct tril_error *err) {
@@ -199,20 +227,8 @@ tril_status model_forward_backward(struct model *m, struct workspace *w, const s
         return error_set(err, TRIL_ERR_ARGUMENT, "training does not use a key/value cache");
     TRY(pass_begin(&p, m, w, b, true, call, err));
     p.wanted = p.N;
-    if (p.overwrite)
-        TRY(gradients_zero(&p, err));
-    TRY(layers_forward(&p, err));
-    TRY(head_loss(&p, call->scale, err));
-    for (int l = (int)m->config.layers - 1; l >= 0; l--)
-        TRY(layer_backward(&p, l, err));
-    struct tensor dx = activation_view(w, A_DX, 0, p.N); /* [N, D] fp32 */
-    struct dropout_params drop = dropout_params_make(&p, RANDOM_DROPOUT_EMBED, 0);
-    if (drop.p > 0)
-        TRY(dropout_backward(p.ctx, dx, p.step, dx, drop, err));
-    struct tensor dwpe = param_gradient(m, PARAM_POSITION_EMBEDDING, -1); /* [C, D] */
-    TRY(embed_backward(p.ctx, p.ids, dwpe.data ? p.positions : tensor_none(), dx,
-                       param_gradient(m, PARAM_TOKEN_EMBEDDING, -1), dwpe, err));
-    TRY(layer_gradient_ready(m, -1, err));
+    struct training t = {&p, call->scale};
+    TRY(pass_run(&p, "training", call->scale, training_body, &t, err));
     TRY(loss_download(&p, loss_sum, count, NULL, err));
     recall_end(&p);
 done:

@@ -428,6 +428,15 @@ done:
     return st;
 }
 
+static tril_status logits_body(void *arg, struct tril_error *err) {
+    struct pass *p = arg;
+    tril_status st;
+    TRY(layers_forward(p, err));
+    TRY(head_forward(p, err));
+done:
+    return st;
+}
+
 tril_status model_forward(struct model *m, struct workspace *w, const struct batch *b,
                           float *logits, struct tril_error *err) {
     tril_status st;
@@ -436,7 +445,7 @@ tril_status model_forward(struct model *m, struct workspace *w, const struct bat
     p.wanted = logits ? (b->rows ? b->row_count : p.N) : 0;
     p.gather_early =
         !w->options.backward && b->rows && p.wanted < p.N && p.wanted <= w->layout.head_rows;
-    TRY(layers_forward(&p, err));
+    TRY(pass_run(&p, "logits", 0, logits_body, &p, err));
     TRY(head_logits(&p, logits, err));
     if (b->cache)
         for (int64_t s = 0; s < p.S; s++) {

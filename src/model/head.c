@@ -115,35 +115,72 @@ done:
     return st;
 }
 
+/* Logits [n, V] fp32 of the wanted rows at .. at + n. */
+static tril_status chunk_logits(struct pass *p, int64_t at, int64_t n, struct tril_error *err) {
+    tril_status st;
+    struct tensor x, y, logits = logits_view(p, n);
+    if (p->gather_early) {
+        x = activation_view(p->w, A_ROWS_X, 0, n);
+    } else if (p->rows.data) {
+        x = activation_view(p->w, A_ROWS_X, 0, n);
+        TRY(gather_rows(p->ctx, last_x(p), tensor_rows(p->rows, at, n), x, err));
+    } else {
+        x = tensor_rows(last_x(p), at, n);
+    }
+    TRY(head_input(p, x, &y, err));
+    hook(p, -1, "head input", y);
+    TRY(linear_forward(p->ctx, y, head_weight(p->m), tensor_none(), tensor_none(), logits,
+                       tensor_none(), ACT_NONE, err));
+    hook(p, -1, "logits", logits);
+done:
+    return st;
+}
+
+tril_status head_forward(struct pass *p, struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    const int head = (int)p->m->config.layers;
+    if (p->wanted == 0 || p->wanted > chunk_rows(p))
+        return TRIL_OK;
+    if (model_wide(p->m) != DT_F32)
+        return error_set(err, TRIL_ERR_UNSUPPORTED, "a model in double gives losses, not logits");
+    TRY(layer_acquire(p->m, head, err));
+    TRY(chunk_logits(p, 0, p->wanted, err));
+    TRY(layer_release(p->m, head, err));
+done:
+    return st;
+}
+
 tril_status head_logits(struct pass *p, float *out, struct tril_error *err) {
     tril_status st = TRIL_OK;
-    const struct model *m = p->m;
     const struct backend *b = p->ctx->backend;
-    const int64_t V = m->config.vocab, chunk = chunk_rows(p);
-    if (!p->wanted)
+    const int head = (int)p->m->config.layers;
+    const int64_t V = p->m->config.vocab, chunk = chunk_rows(p);
+    if (p->wanted == 0)
         return b->synchronise(p->ctx, err);
-    if (model_wide(m) != DT_F32)
+    if (p->wanted <= chunk) {
+        struct tensor logits = logits_view(p, p->wanted);
+        return b->download(p->ctx, out, logits.data, tensor_bytes(&logits), err);
+    }
+    if (model_wide(p->m) != DT_F32)
         TRY(error_set(err, TRIL_ERR_UNSUPPORTED, "a model in double gives losses, not logits"));
-    TRY(layer_acquire(m, (int)m->config.layers, err));
+    TRY(layer_acquire(p->m, head, err));
     for (int64_t at = 0; at < p->wanted; at += chunk) {
         int64_t n = p->wanted - at < chunk ? p->wanted - at : chunk;
-        struct tensor x, y, logits = logits_view(p, n); /* [n, V] fp32 */
-        if (p->gather_early) {
-            x = activation_view(p->w, A_ROWS_X, 0, n);
-        } else if (p->rows.data) {
-            x = activation_view(p->w, A_ROWS_X, 0, n);
-            TRY(gather_rows(p->ctx, last_x(p), tensor_rows(p->rows, at, n), x, err));
-        } else {
-            x = tensor_rows(last_x(p), at, n);
-        }
-        TRY(head_input(p, x, &y, err));
-        hook(p, -1, "head input", y);
-        TRY(linear_forward(p->ctx, y, head_weight(m), tensor_none(), tensor_none(), logits,
-                           tensor_none(), ACT_NONE, err));
-        hook(p, -1, "logits", logits);
+        struct tensor logits = logits_view(p, n);
+        TRY(chunk_logits(p, at, n, err));
         TRY(b->download(p->ctx, out + at * V, logits.data, tensor_bytes(&logits), err));
     }
-    TRY(layer_release(m, (int)m->config.layers, err));
+    TRY(layer_release(p->m, head, err));
+done:
+    return st;
+}
+
+/* What model_loss computes. */
+static tril_status loss_body(void *arg, struct tril_error *err) {
+    struct pass *p = arg;
+    tril_status st;
+    TRY(layers_forward(p, err));
+    TRY(head_loss(p, 0, err));
 done:
     return st;
 }
@@ -154,8 +191,7 @@ tril_status model_loss(struct model *m, struct workspace *w, const struct batch 
     struct pass p;
     TRY(pass_begin(&p, m, w, b, true, NULL, err));
     p.wanted = p.N;
-    TRY(layers_forward(&p, err));
-    TRY(head_loss(&p, 0, err));
+    TRY(pass_run(&p, "loss", 0, loss_body, &p, err));
     TRY(loss_download(&p, loss_sum, count, row_loss, err));
     recall_end(&p);
 done:

@@ -4,6 +4,7 @@
 
 #include "model/activations.h"
 #include "model/model.h"
+#include "ops/replay.h"
 
 struct workspace {
     const struct model *model;
@@ -19,6 +20,7 @@ struct workspace {
     relative_hook *watch_relative; /* called with watch_arg */
     void *watch_arg;
     void *watch_lse; /* [H, max_tokens], while somebody watches a workspace that keeps none */
+    struct op_replay replay;
 };
 
 /* One call: sizes, views of the inputs in the backend's memory, and what is wanted. */
@@ -55,6 +57,12 @@ struct pass {
  * keys dropout. */
 tril_status pass_begin(struct pass *p, struct model *m, struct workspace *w, const struct batch *b,
                        bool with_targets, const struct train_call *call, struct tril_error *err);
+
+/* Runs what a call computes, `body`, from its inputs in the backend's memory to its outputs there:
+ * recorded and replayed where nobody looks on and nothing but the key of `what` (which body), the
+ * sizes and the addresses matters. */
+tril_status pass_run(struct pass *p, const char *what, float scale, op_body *body, void *arg,
+                     struct tril_error *err);
 
 /* A buffer's view for `rows` tokens; absent buffers give an absent tensor. */
 struct tensor activation_view(const struct workspace *w, enum activation_id id, int layer,
@@ -151,7 +159,10 @@ tril_status layer_backward(struct pass *p, int layer, struct tril_error *err);
 tril_status head_loss(struct pass *p, float scale, struct tril_error *err);
 tril_status loss_download(struct pass *p, double *loss_sum, int64_t *count, float *row_loss,
                           struct tril_error *err);
-/* Logits of the wanted rows into host memory [wanted, V]. */
+/* Logits of the wanted rows: as many as one chunk holds at once (those of a decoding step) are
+ * computed by head_forward and stay in the backend's memory; head_logits brings them into host memory
+ * [wanted, V], computing what there is more of. */
+tril_status head_forward(struct pass *p, struct tril_error *err);
 tril_status head_logits(struct pass *p, float *logits, struct tril_error *err);
 
 static inline tril_status layer_acquire(const struct model *m, int layer, struct tril_error *err) {

@@ -34,6 +34,7 @@ done:
 void workspace_free(struct workspace *w) {
     if (!w)
         return;
+    op_replay_free(w->ctx, &w->replay);
     w->ctx->backend->release(w->arena);
     w->ctx->backend->release(w->watch_lse);
     mem_free(w->staging);
@@ -328,4 +329,50 @@ tril_status pass_begin(struct pass *p, struct model *m, struct workspace *w, con
                                 err));
 done:
     return st;
+}
+
+/* Host-known bounds only choose how kernels divide the work; in steps, so that a growing cache does
+ * not make every call another one. */
+static int32_t rounded_up(int32_t keys, int64_t most) {
+    int32_t step = 256;
+    while (keys > 16 * step && step < 1 << 20)
+        step *= 2;
+    int64_t up = ((int64_t)keys + step - 1) / step * step;
+    return (int32_t)(up < most ? up : most);
+}
+
+tril_status pass_run(struct pass *p, const char *what, float scale, op_body *body, void *arg,
+                     struct tril_error *err) {
+    const struct parameter_hooks *h = &p->m->hooks;
+    const struct kv_cache *c = p->batch->cache;
+    struct workspace *w = p->w;
+    if (!p->ctx->backend->graph_begin || w->hook || w->watch || h->acquire || h->release ||
+        h->gradient_ready || p->m->ablation || recall_stages(&p->m->config) ||
+        (c && c->retrieve.top > 0))
+        return body(arg, err);
+    if (c)
+        p->max_kv = rounded_up(p->max_kv, c->capacity);
+    const struct {
+        const void *model, *cache, *memory, *carry;
+        int64_t tokens, sequences, wanted, capacity, slot;
+        uint64_t seed;
+        int32_t max_q, max_kv, flags;
+        float scale;
+    } k = {p->m,
+           c,
+           c ? c->memory : NULL,
+           p->batch->carry,
+           p->N,
+           p->S,
+           p->wanted,
+           c ? c->capacity : 0,
+           c && p->slots_adjoin ? p->batch->slots[0] : -1,
+           p->key.seed,
+           p->max_q,
+           p->max_kv,
+           p->keep | p->overwrite << 1 | p->slots_adjoin << 2 | p->gather_early << 3 |
+               (p->rows.data != NULL) << 4,
+           scale};
+    uint64_t key = op_replay_key(OP_REPLAY_KEY, what, strlen(what));
+    return op_replay_run(p->ctx, &w->replay, op_replay_key(key, &k, sizeof k), body, arg, err);
 }

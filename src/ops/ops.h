@@ -44,7 +44,8 @@ struct op_context {
     bool measuring;   /* op_scratch only notes what it is asked for: op_scratch_needed */
     int64_t measured; /* the largest request, then */
     int64_t block_rows, block_keys; /* what the last flash attention_forward worked in */
-    bool reference; /* run every operation through its reference (slow; for checking) */
+    bool reference;     /* run every operation through its reference (slow; for checking) */
+    int64_t host_falls; /* operations of a device that ran on the host: host_fallback.h */
 };
 
 tril_status op_context_init(struct op_context *ctx, const struct backend *backend,
@@ -177,6 +178,18 @@ struct backend {
                             struct tril_error *err);
     tril_status (*fill_zero)(struct op_context *, void *dst, int64_t bytes, struct tril_error *err);
     tril_status (*synchronise)(struct op_context *, struct tril_error *err);
+
+    /* Recording what is launched between begin and end instead of running it, and running it
+     * (replay.h). All or none; NULL: launches cost next to nothing. */
+    tril_status (*graph_begin)(struct op_context *, struct tril_error *err);
+    tril_status (*graph_end)(struct op_context *, void **graph, struct tril_error *err);
+    tril_status (*graph_run)(struct op_context *, void *graph, struct tril_error *err);
+    void (*graph_free)(struct op_context *, void *graph);
+
+    /* What the backend's machine can do, measured: FLOP/s of products in this dtype, the best of
+     * several tries; bytes/s of one pass over a large buffer. 0: unknown. Optional. */
+    double (*peak_flops)(struct op_context *, enum dtype);
+    double (*read_pass)(struct op_context *);
 
     /* Packings of a weight. prepare must come before its first use in an operation, refresh after
      * every update of `value`. Either may do nothing. */

@@ -24,6 +24,7 @@ void optimiser_free(struct optimiser *o) {
     if (!o->model)
         return;
     const struct backend *b = o->model->ctx->backend;
+    op_replay_free(o->model->ctx, &o->replay);
     b->release(o->mean);
     b->release(o->square);
     b->release(o->hyper);
@@ -52,25 +53,35 @@ static tril_status update_range(struct optimiser *o, int64_t begin, int64_t coun
                  tensor_1d(o->hyper, DT_F32, HYPER_COUNT), params, err);
 }
 
-tril_status optimiser_step(struct optimiser *o, int64_t t, double lr, double *grad_norm,
-                           bool *applied, struct tril_error *err) {
+static tril_status step_body(void *arg, struct tril_error *err) {
+    struct optimiser *o = arg;
     struct model *m = o->model;
     struct op_context *ctx = m->ctx;
-    const struct backend *b = ctx->backend;
     int64_t n = m->table.elements, decayed = m->table.decay_elements;
-    float hyper[HYPER_COUNT] = {0};
     tril_status st = TRIL_OK;
-    hyper[HYPER_LR] = (float)lr;
-    hyper[HYPER_CORRECTION1] = (float)(1 / (1 - pow(o->adamw.beta1, (double)t)));
-    hyper[HYPER_CORRECTION2] = (float)(1 / (1 - pow(o->adamw.beta2, (double)t)));
-    TRY(b->upload(ctx, o->hyper, hyper, sizeof hyper, err));
-    TRY(b->fill_zero(ctx, o->total, sizeof(double), err));
+    TRY(ctx->backend->fill_zero(ctx, o->total, sizeof(double), err));
     TRY(sum_squares(ctx, tensor_1d(m->gradient, DT_F32, n), tensor_1d(o->total, DT_F64, 1), err));
     TRY(clip_factor(ctx, tensor_1d(o->total, DT_F64, 1), tensor_1d(o->hyper, DT_F32, HYPER_COUNT),
                     o->clip, 1.0f, err));
     TRY(update_range(o, 0, decayed, true, err));
     TRY(update_range(o, decayed, n - decayed, false, err));
     TRY(model_refresh(m, err));
+done:
+    return st;
+}
+
+tril_status optimiser_step(struct optimiser *o, int64_t t, double lr, double *grad_norm,
+                           bool *applied, struct tril_error *err) {
+    struct model *m = o->model;
+    struct op_context *ctx = m->ctx;
+    const struct backend *b = ctx->backend;
+    float hyper[HYPER_COUNT] = {0};
+    tril_status st = TRIL_OK;
+    hyper[HYPER_LR] = (float)lr;
+    hyper[HYPER_CORRECTION1] = (float)(1 / (1 - pow(o->adamw.beta1, (double)t)));
+    hyper[HYPER_CORRECTION2] = (float)(1 / (1 - pow(o->adamw.beta2, (double)t)));
+    TRY(b->upload(ctx, o->hyper, hyper, sizeof hyper, err));
+    TRY(op_replay_run(ctx, &o->replay, OP_REPLAY_KEY, step_body, o, err)); /* all else is fixed */
     TRY(b->download(ctx, hyper, o->hyper, sizeof hyper, err));
     *grad_norm = hyper[HYPER_GRAD_NORM];
     *applied = hyper[HYPER_FOUND_INF] == 0;

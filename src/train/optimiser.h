@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "model/model.h"
+#include "ops/replay.h"
 
 struct optimiser {
     struct model *model;  /* borrowed; a training model */
@@ -14,6 +15,7 @@ struct optimiser {
     double *total;        /* f64 [1] */
     struct adamw_params adamw;
     float clip; /* 0: none */
+    struct op_replay replay;
 };
 
 tril_status optimiser_create(struct optimiser *o, struct model *m,
