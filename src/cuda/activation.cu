@@ -2,24 +2,10 @@
  *
  * Bound by memory: every thread moves 16 bytes at a time where the addresses allow it, and computes
  * in fp32. */
+#include "cuda/activate.cuh"
 #include "cuda/device.cuh"
 
 static const int THREADS = 256;
-
-__device__ __forceinline__ float activate(enum activation a, float x) {
-    switch (a) {
-    case ACT_RELU:
-        return fmaxf(x, 0.0f);
-    case ACT_GELU_ERF:
-        return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-    case ACT_GELU_TANH:
-        return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-    case ACT_SILU:
-        return x / (1.0f + expf(-x));
-    default:
-        return x;
-    }
-}
 
 template <typename T, int count>
 __global__ void activation_forward_kernel(const T *x, T *y, int64_t n, enum activation a) {
