@@ -43,5 +43,5 @@ endif()
 list(APPEND TRIL_OBJECTS $<TARGET_OBJECTS:tril_cuda>)
 target_compile_definitions(tril_api PRIVATE TRIL_CUDA)
 # The runtime is linked in (without its headers: the emulated GPU has its own); cuBLASLt, large, is
-# loaded when the GPU is first used (src/cuda/linear.cu).
-target_link_libraries(tril_flags INTERFACE $<LINK_ONLY:CUDA::cudart_static>)
+# loaded when the GPU is first used (src/cuda/blas.cu).
+target_link_libraries(tril_flags INTERFACE $<LINK_ONLY:CUDA::cudart_static> ${CMAKE_DL_LIBS})

@@ -6,9 +6,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cuda/blas.h"
 #include "cuda/cuda.h"
 #include "cuda/launch.cuh"
-#include "cuda/linear.h"
 
 #define CUDA_OP(id, name) OP_FN(name);
 #include "cuda/kernel_list.inc"
@@ -225,7 +225,7 @@ static void close_context(struct op_context *ctx) {
     struct cuda_state *c = cuda_state_of(ctx);
     if (c->stream)
         cudaStreamSynchronize(c->stream);
-    linear_close(c);
+    blas_close(c);
     staging_free(c->staging);
     if (c->stream)
         cudaStreamDestroy(c->stream);
@@ -243,7 +243,7 @@ static tril_status open_parts(struct cuda_state *c, const struct cuda_device *d,
     CUDA_TRY(
         cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream", err));
     CUDA_TRY(staging_create(&c->staging, err));
-    return linear_open(c, err);
+    return blas_open(c, err);
 }
 
 static tril_status open_context(struct op_context *ctx, struct tril_error *err) {

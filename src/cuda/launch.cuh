@@ -28,8 +28,10 @@ struct cuda_state { /* op_context.stream points to it */
     int processors;          /* streaming multiprocessors */
     int capability;          /* 80, 89, 90, 100 */
     int shared_most;         /* bytes of dynamic shared memory that a block may ask for */
-    void *blas;              /* cublasLtHandle_t: linear.cu */
-    void *blas_plans;        /* chosen algorithms by shape: linear.cu */
+    void *blas;              /* cuBLASLt's functions, handle, workspace: blas.cu */
+    void *blas_plans;        /* chosen algorithms by shape: blas.cu */
+    bool tf32;               /* products of fp32 may round their factors to TF32 */
+    bool round_bias;         /* biases may be rounded to a 16-bit output's dtype: linear.cu */
     struct staging *staging; /* pinned memory for uploads: backend.cu */
     bool recording;          /* launches go into a graph */
 };
