@@ -172,6 +172,12 @@ __device__ __forceinline__ int tile_before(int s, int size, F length) {
     return sum;
 }
 
+/* Integers above 0 in the order of numbers (0 and -0 the same), to search by bits. */
+__device__ __forceinline__ unsigned float_order(float x) {
+    unsigned u = __float_as_uint(x == 0.0f ? 0.0f : x);
+    return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+
 /* An [N, H, d] tensor as kernels see it. */
 template <typename T>
 struct heads3 {
