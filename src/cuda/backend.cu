@@ -259,6 +259,11 @@ static tril_status open_context(struct op_context *ctx, struct tril_error *err) 
     return st;
 }
 
+void cuda_rounding(struct op_context *ctx, bool tf32, bool bias) {
+    cuda_state_of(ctx)->tf32 = tf32;
+    cuda_state_of(ctx)->round_bias = bias;
+}
+
 /* ------------------------------------------------------------------ the table */
 
 static struct backend make() {

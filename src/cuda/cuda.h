@@ -24,6 +24,12 @@ struct cuda_device {
  * ERR_UNSUPPORTED with one sentence where there is none, or its driver is too old. */
 tril_status cuda_device_get(struct cuda_device *out, struct tril_error *err);
 
+/* What the products of a context's linear layers may round beyond their contract (nothing, when a
+ * context opens): `tf32`: the factors of fp32 products to TF32's 11 significant bits; `bias`:
+ * biases to the dtype of a 16-bit output, and GELU as cuBLASLt approximates it, which saves a pass
+ * over the output. */
+void cuda_rounding(struct op_context *ctx, bool tf32, bool bias);
+
 /* The backend; the same pointer on every call. Using it needs cuda_device_get to succeed: opening
  * an op context with it says why not. */
 const struct backend *backend_cuda(void);

@@ -286,7 +286,12 @@ static tril_status tiles(struct op_context *ctx, const char *name, const struct 
 
 /* ------------------------------------------------------------------ choosing */
 
-static const int64_t PIECE = 32 << 20; /* bytes of an fp32 product between two passes */
+/* An fp32 product between two passes: bytes, and what its rows are a multiple of. */
+#ifdef TRIL_CUDA_EMULATED
+static const int64_t PIECE = 16 << 10, PIECE_ROWS = 16; /* so that small tests see several */
+#else
+static const int64_t PIECE = 32 << 20, PIECE_ROWS = 256;
+#endif
 
 /* Of a factor of `rows` rows: the stride that is not 1; a single row's does not matter, but
  * cuBLASLt wants it as large as the row. */
@@ -358,8 +363,8 @@ static tril_status multiply(struct op_context *ctx, const char *name, const stru
     bool round = cuda_state_of(ctx)->round_bias && a->type == f->y_type && !wide && !direct;
 
     /* Space for a rounded bias and for a piece of the fp32 product. */
-    int64_t rows = PIECE / (C * (int64_t)sizeof(float)) / 256 * 256;
-    rows = rows < 256 ? 256 : rows;
+    int64_t rows = PIECE / (C * (int64_t)sizeof(float)) / PIECE_ROWS * PIECE_ROWS;
+    rows = rows < PIECE_ROWS ? PIECE_ROWS : rows;
     rows = rows < R ? rows : R;
     int64_t bias_bytes = round ? (C * 2 + 255) / 256 * 256 : 0;
     int64_t bytes = bias_bytes + (in_place ? 0 : rows * C * (int64_t)sizeof(float));
