@@ -1,6 +1,5 @@
 // ctest: timeout=900
-/* The lab's experiments on what goes on inside: ablations, smoothing, probes, retrieval, streams.
- */
+/* The lab's experiments on what goes on inside: ablations, smoothing, probes. */
 #include "lab/lab_support.h"
 
 static void test_ablation(void **state) {
@@ -39,43 +38,11 @@ static void test_probes(void **state) {
     json_decref(r);
 }
 
-static void test_passkey(void **state) {
-    (void)state;
-    json_t *r = lab_result("passkey");
-    assert_true(lab_number(r, "full_mean") > 90);
-    assert_true(lab_number(r, "full_far") > 90);
-    assert_true(lab_number(r, "window_near") > 90);
-    assert_true(lab_number(r, "window_far") < 40); /* out of reach: chance is 6 */
-    json_decref(r);
-}
-
-static void test_streaming(void **state) {
-    (void)state;
-    json_t *r = lab_result("streaming");
-    assert_true(lab_number(r, "dense_change") > lab_number(r, "window_change") + 0.1);
-    assert_true(lab_number(r, "sinks_change") < lab_number(r, "dense_change"));
-    json_decref(r);
-}
-
-static void test_longest_context(void **state) {
-    (void)state;
-    json_t *r = lab_result("longest-context");
-    /* Lengths reached depend on the time that the machine gives; what memory allows does not. */
-    assert_between(r, "standard_allowed", 1024, 4096);
-    assert_true(lab_number(r, "flash_allowed") >= 32768);
-    assert_true(lab_number(r, "hybrid_allowed") > 1e8);
-    assert_true(lab_number(r, "hybrid_longest") >= 4096);
-#ifndef __SANITIZE_ADDRESS__
-    assert_true(lab_number(r, "hybrid_mb") < 100 && lab_number(r, "sparse_mb") < 100);
-#endif
-    json_decref(r);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ablation),  cmocka_unit_test(test_smoothing),
-        cmocka_unit_test(test_probes),    cmocka_unit_test(test_passkey),
-        cmocka_unit_test(test_streaming), cmocka_unit_test(test_longest_context),
+        cmocka_unit_test(test_ablation),
+        cmocka_unit_test(test_smoothing),
+        cmocka_unit_test(test_probes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
