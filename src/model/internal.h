@@ -160,8 +160,8 @@ tril_status head_loss(struct pass *p, float scale, struct tril_error *err);
 tril_status loss_download(struct pass *p, double *loss_sum, int64_t *count, float *row_loss,
                           struct tril_error *err);
 /* Logits of the wanted rows: as many as one chunk holds at once (those of a decoding step) are
- * computed by head_forward and stay in the backend's memory; head_logits brings them into host memory
- * [wanted, V], computing what there is more of. */
+ * computed by head_forward and stay in the backend's memory; head_logits brings them into host
+ * memory [wanted, V], computing what there is more of. */
 tril_status head_forward(struct pass *p, struct tril_error *err);
 tril_status head_logits(struct pass *p, float *logits, struct tril_error *err);
 
