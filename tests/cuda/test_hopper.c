@@ -6,7 +6,8 @@
  * Tolerances: with u the dtype's unit roundoff (2^-8, 2^-11) and w = 2^-24, a score is wrong by at
  * most e = 2 (d + 2) w sum|q k| scale, a probability by the factor 1 + 2 e, and products round it
  * to the dtype: out by (2 e + u) sum p |v|, then u |out| for writing it. The gradients likewise:
- * dp by 2 (d + 2) w sum|do v|, and D, the sum of do o, by as much of sum|do o|. */
+ * dp is wrong by 2 (d + 2) w sum|do v|, D, the sum of do o, by as much of sum|do o|, so ds by p
+ * times both and by the factor 1 + 4 e + u. */
 #include "support/support.h"
 
 #include <math.h>
@@ -173,6 +174,10 @@ static void judge(struct verdict *v, double got, double want, double tolerance, 
 }
 
 static const double W = 0x1p-24;
+/* Half the step of the subnormal numbers. */
+static double tiny(enum dtype t) {
+    return t == DT_BF16 ? 0x1p-134 : 0x1p-25;
+}
 
 /* A row's probabilities in double, its lse, and the bound e of its scores' errors. */
 static double row_scores(const struct problem *p, int s, int row, int head, double *probability,
@@ -223,19 +228,21 @@ static void check_forward(struct problem *p) {
                   lse == -INFINITY ? 1e-30 : 2 * bound + (keys + 8) * W * (1 + fabs(lse)), row,
                   head, 0);
             for (int t = 0; t < d; t++) {
-                double want = 0, size = 0;
+                double want = 0, size = 0, ones = 0;
                 for (int j = 0; j < keys; j++) {
                     double v =
                         p->in[2][((int64_t)(p->start[s] + j) * c->kv_heads + head / group) * d + t];
                     want += probability[j] * v;
                     size += probability[j] * fabs(v);
+                    ones += probability[j] > 0 ? fabs(v) : 0;
                 }
                 int64_t at = ((int64_t)row * c->heads + head) * d + t;
                 double got = value_of(c->dtype, p->o[at]);
                 p->in[4][at] = s < 0 ? 0 : got;
                 judge(&of_o, got, want,
-                      (2 * bound + u + 2 * (keys + 8) * W) * size + u * fabs(want) + 1e-30, row,
-                      head, t);
+                      (2 * bound + u + 2 * (keys + 8) * W) * size + u * fabs(want) +
+                          tiny(c->dtype) * (1 + ones),
+                      row, head, t);
             }
         }
     free(probability);
@@ -252,6 +259,108 @@ static void run_forward(struct problem *p) {
     p->args[F_LSE] = tensor_2d(p->lse, DT_F32, c->heads, p->rows);
     assert_true(attention_hopper_takes_forward(&context, p->args, &p->params));
     if (attention_hopper_forward(&context, p->args, &p->params, &err) != TRIL_OK)
+        fail_msg("%s: %s", c->label, err.message);
+}
+
+/* Values of a gradient and what each may differ by. */
+struct gradient {
+    double *want, *wrong;
+};
+static struct gradient gradient_make(int64_t count) {
+    struct gradient g = {calloc((size_t)count, 8), calloc((size_t)count, 8)};
+    assert_non_null(g.want);
+    assert_non_null(g.wrong);
+    return g;
+}
+static int gradient_check(struct gradient g, const struct problem *p, const char *what,
+                          const uint16_t *got, int64_t stride, int rows, int heads) {
+    double u = p->c.dtype == DT_BF16 ? 0x1p-8 : 0x1p-11;
+    int d = p->c.width;
+    struct verdict v = {p->c.label, what, 0, 0};
+    for (int row = 0; row < rows; row++)
+        for (int e = 0; e < heads * d; e++) {
+            int64_t at = (int64_t)row * heads * d + e;
+            judge(&v, value_of(p->c.dtype, got[row * stride + e]), g.want[at],
+                  g.wrong[at] + u * fabs(g.want[at]) + tiny(p->c.dtype), row, e / d, e % d);
+        }
+    if (getenv("TRIL_TEST_SAY"))
+        fprintf(stderr, "%s: %s %.2f of the tolerance\n", p->c.label, what, v.worst);
+    free(g.want);
+    free(g.wrong);
+    return v.faults;
+}
+
+static void check_backward(const struct problem *p) {
+    const struct hopper_case *c = &p->c;
+    int d = c->width, group = c->heads / c->kv_heads;
+    int64_t stride = (int64_t)(c->heads + 2 * c->kv_heads) * d;
+    double u = c->dtype == DT_BF16 ? 0x1p-8 : 0x1p-11, scale = (double)p->params.scale;
+    double *probability = calloc((size_t)p->keys + 1, sizeof *probability), bound = 0;
+    struct gradient dq = gradient_make((int64_t)p->rows * c->heads * d);
+    struct gradient dk = gradient_make((int64_t)p->keys * c->kv_heads * d);
+    struct gradient dv = gradient_make((int64_t)p->keys * c->kv_heads * d);
+    for (int s = 0; s < p->sequences; s++)
+        for (int row = p->offsets[s]; row < p->offsets[s + 1]; row++)
+            for (int head = 0; head < c->heads; head++) {
+                double lse = row_scores(p, s, row, head, probability, &bound);
+                if (lse == -INFINITY)
+                    continue;
+                int64_t at_q = ((int64_t)row * c->heads + head) * d;
+                const double *q = p->in[0] + at_q, *g = p->in[3] + at_q, *o = p->in[4] + at_q;
+                double delta = 0, delta_size = 0;
+                for (int t = 0; t < d; t++) {
+                    delta += g[t] * o[t];
+                    delta_size += fabs(g[t] * o[t]);
+                }
+                /* Sums of so many terms in fp32. */
+                double sums = 2 * ((p->keys + p->rows) * group + 8) * W;
+                double of_p = 4 * bound + sums * (1 + fabs(lse));
+                for (int j = 0; j < p->length[s]; j++) {
+                    if (probability[j] == 0)
+                        continue;
+                    int64_t at_k = ((int64_t)(p->start[s] + j) * c->kv_heads + head / group) * d;
+                    const double *k = p->in[1] + at_k, *v = p->in[2] + at_k;
+                    double dp = 0, dp_size = 0, x = probability[j];
+                    for (int t = 0; t < d; t++) {
+                        dp += g[t] * v[t];
+                        dp_size += fabs(g[t] * v[t]);
+                    }
+                    double ds = x * (dp - delta);
+                    double wrong =
+                        x * 2 * (d + 2) * W * (dp_size + delta_size) + fabs(ds) * (of_p + u + sums);
+                    for (int t = 0; t < d; t++) {
+                        dv.want[at_k + t] += x * g[t];
+                        dv.wrong[at_k + t] += (x * (of_p + u + sums) + tiny(c->dtype)) * fabs(g[t]);
+                        dk.want[at_k + t] += ds * scale * q[t];
+                        dk.wrong[at_k + t] += wrong * scale * fabs(q[t]);
+                        dq.want[at_q + t] += ds * scale * k[t];
+                        dq.wrong[at_q + t] += wrong * scale * fabs(k[t]);
+                    }
+                }
+            }
+    free(probability);
+    int faults = gradient_check(dq, p, "dq", p->dq, stride, p->rows, c->heads);
+    faults += gradient_check(dk, p, "dk", p->dk, stride, p->keys, c->kv_heads);
+    faults += gradient_check(dv, p, "dv", p->dv, stride, p->keys, c->kv_heads);
+    assert_int_equal(faults, 0);
+}
+
+static void run_backward(struct problem *p) {
+    const struct hopper_case *c = &p->c;
+    struct tril_error err = {0};
+    int d = c->width;
+    int64_t row = p->args[F_Q].stride[0];
+    struct tensor args[B_ARGS] = {0};
+    for (int i = 0; i <= F_LENGTH; i++)
+        args[i] = p->args[i];
+    args[B_O] = p->args[F_O];
+    args[B_LSE] = p->args[F_LSE];
+    args[B_DO] = tensor_3d(p->dout, c->dtype, p->rows, c->heads, d);
+    args[B_DQ] = heads_of(p->dq, c->dtype, p->rows, c->heads, d, row);
+    args[B_DK] = heads_of(p->dk, c->dtype, p->keys, c->kv_heads, d, row);
+    args[B_DV] = heads_of(p->dv, c->dtype, p->keys, c->kv_heads, d, row);
+    assert_true(attention_hopper_takes_backward(&context, args, &p->params));
+    if (attention_hopper_backward(&context, args, &p->params, &err) != TRIL_OK)
         fail_msg("%s: %s", c->label, err.message);
 }
 
@@ -275,13 +384,15 @@ static const struct hopper_case cases[] = {
     {"window both ways", 64, 1, 1, {210}, {330}, false, 50, BF, 4},
 };
 
-static void test_forward(void **state) {
+static void test_attention(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct problem p;
         problem_make(&p, &cases[i]);
         run_forward(&p);
         check_forward(&p);
+        run_backward(&p);
+        check_backward(&p);
         problem_free(&p);
     }
 }
@@ -301,7 +412,7 @@ int main(void) {
         return 1;
     }
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_instructions),
-                                       cmocka_unit_test(test_forward)};
+                                       cmocka_unit_test(test_attention)};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     op_context_free(&context);
     return failed;
