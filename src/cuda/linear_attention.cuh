@@ -75,7 +75,7 @@ __device__ __forceinline__ float feature_slope(float x) {
     return x > 0.0f ? 1.0f : expf(x);
 }
 struct map_feature {
-    __device__ __forceinline__ float operator()(float x, int) const {
+    __device__ __forceinline__ float operator()(float x, int, int) const {
         return feature(x);
     }
 };
@@ -115,7 +115,8 @@ __global__ void __launch_bounds__(TILE_THREADS, 3) linear_sums_kernel(linear_sum
             s.d, s.wide, map_feature());
         load_tile<T>(
             y, [&](int i) { return i < chunk.rows ? c.y.at(chunk.begin + i, h) : NULL; }, TILE, e0,
-            s.d, s.wide, [&](float v, int i) { return c.inverse ? v * c.inverse[at + i] : v; });
+            s.d, s.wide,
+            [&](float v, int i, int) { return c.inverse ? v * c.inverse[at + i] : v; });
         __syncthreads();
         tile_product<TILE>(acc, x, y);
         if (e0 == 0 && t < TILE)

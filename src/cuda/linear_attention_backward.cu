@@ -142,7 +142,7 @@ __device__ __forceinline__ void linear_keys(const linear_backward_call<T> &c, fl
         auto gradient = [&](int i) {
             return i < chunk.rows ? c.dout.at(chunk.begin + i, h) : NULL;
         };
-        auto scaled = [&](float x, int i) { return x * inverse[i]; };
+        auto scaled = [&](float x, int i, int) { return x * inverse[i]; };
         float p[4][4];
         tile_clear(p);
         for (int first = 0; first < d; first += SLICE) {

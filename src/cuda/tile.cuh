@@ -90,13 +90,13 @@ __device__ __forceinline__ void store_four(T *row, const float (&v)[4], int c, i
 }
 
 struct tile_same {
-    __device__ __forceinline__ float operator()(float x, int) const {
+    __device__ __forceinline__ float operator()(float x, int, int) const {
         return x;
     }
 };
 
 /* Channels [first, first + SLICE) of 64 rows, transposed: out[channel][row]; row(i) is a pointer or
- * NULL. map(x, i) applies to what is there, not to the zeros beyond. */
+ * NULL. map(x, i, channel) applies to what is there, not to the zeros beyond. */
 template <typename T, typename R, typename M>
 __device__ __forceinline__ void load_slice(float *out, R row, int first, int d, bool wide, M map) {
     int i = threadIdx.x % TILE, at = threadIdx.x / TILE * 8;
@@ -108,7 +108,7 @@ __device__ __forceinline__ void load_slice(float *out, R row, int first, int d, 
 #pragma unroll
         for (int c = 0; c < 4; c++)
             out[(at + part + c) * TILE_LD + i] =
-                p && first + at + part + c < d ? map(v[c], i) : 0.0f;
+                p && first + at + part + c < d ? map(v[c], i, first + at + part + c) : 0.0f;
     }
 }
 /* Columns [first, first + 64) of `count` rows as they are: out[row][column]. */
@@ -122,7 +122,7 @@ __device__ __forceinline__ void load_tile(float *out, R row, int count, int firs
         load_four(v, p, first + c, d, wide);
 #pragma unroll
         for (int e = 0; e < 4; e++)
-            v[e] = p && first + c + e < d ? map(v[e], i) : 0.0f;
+            v[e] = p && first + c + e < d ? map(v[e], i, first + c + e) : 0.0f;
         *(float4 *)(out + i * TILE_LD + c) = make_float4(v[0], v[1], v[2], v[3]);
     }
 }
