@@ -346,6 +346,7 @@ __device__ __forceinline__ void keys_consume(const backward_call &c, char *memor
                 for (int e = 0; e < 4; e++)
                     dp[j + e] = s[j + e] * (dp[j + e] - (e % 2 ? d.y : d.x));
             }
+            product_hold(dp);  /* computed under dV: nothing sinks below the wait */
             product_wait<0>(); /* dV: its factor's registers become dS */
             product_hold(dv);
             product_hold(p);
@@ -461,22 +462,28 @@ __device__ __forceinline__ void rows_produce(const CUtensorMap *q_map, const CUt
             unsigned parity = count / STAGES & 1;
             bool tail = inside < tile::step_keys;
             if (lane == 0) {
-                uint64_t *full = tail ? &b->raw : &b->a_full[at];
                 barrier_wait(&b->a_empty[at], parity ^ 1);
-                barrier_arrive_expect(full, tile::step_kv);
+                uint64_t *full = tail ? &b->raw : &b->a_full[at];
+                barrier_arrive_expect(full, tail ? 2 * tile::step_kv : tile::step_kv);
                 tile_load<width, tile::step_keys>(k + at * tile::step_kv, k_map, full,
                                                   w.head / group, w.s.key + key);
                 barrier_wait(&b->b_empty[at], parity ^ 1);
-                barrier_arrive_expect(&b->b_full[at], tile::step_kv);
-                tile_load<width, tile::step_keys>(v + at * tile::step_kv, v_map, &b->b_full[at],
+                if (!tail) {
+                    full = &b->b_full[at];
+                    barrier_arrive_expect(full, tile::step_kv);
+                }
+                tile_load<width, tile::step_keys>(v + at * tile::step_kv, v_map, full,
                                                   w.head / group, w.s.key + key);
             }
             __syncwarp();
-            if (tail) { /* dS is 0 there, but K may be NaN */
+            if (tail) {
                 barrier_wait(&b->raw, tails++ & 1);
                 tile_clear<width, tile::step_keys>(k + at * tile::step_kv, inside, lane);
-                if (lane == 0)
+                tile_clear<width, tile::step_keys>(v + at * tile::step_kv, inside, lane);
+                if (lane == 0) {
                     barrier_arrive(&b->a_full[at]);
+                    barrier_arrive(&b->b_full[at]);
+                }
             }
         }
     }
@@ -542,21 +549,21 @@ __device__ __forceinline__ void rows_consume(const backward_call &c, char *memor
 #pragma unroll
             for (int j = 0; j < columns / 2; j++)
                 s[j] = exp2_fast(s[j] * a.scale_log2e - lse[j / 2 % 2]);
+            if (hidden) {
+#pragma unroll
+                for (int j = 0; j < columns / 2; j++) {
+                    int p = position + j / 2 % 2 * 8;
+                    int at_key = key + j / 4 * 8 + lane % 4 * 2 + j % 2;
+                    if (at_key < visible_first(a, p) || at_key >= visible_end(a, p, keys))
+                        s[j] = 0;
+                }
+            }
             product_wait<0>();
             product_hold(dp);
             release(&b->b_empty[at]);
 #pragma unroll
             for (int j = 0; j < columns / 2; j++)
                 dp[j] = s[j] * (dp[j] - delta[j / 2 % 2]);
-            if (hidden) {
-#pragma unroll
-                for (int j = 0; j < columns / 2; j++) {
-                    int p = position + j / 2 % 2 * 8,
-                        at_key = key + j / 4 * 8 + lane % 4 * 2 + j % 2;
-                    if (at_key < visible_first(a, p) || at_key >= visible_end(a, p, keys))
-                        dp[j] = 0;
-                }
-            }
             to_factor<T>(dp, ds);
             product_hold(ds);
             product_hold(dq);

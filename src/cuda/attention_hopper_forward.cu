@@ -290,6 +290,7 @@ __device__ __forceinline__ void forward_consume(const forward_call &c, char *mem
                 release(&b->k_empty[at]);
                 look(s, key);
                 softmax_step(s, r, a.scale_log2e, again);
+                product_after(r.sum[0] + r.sum[1]); /* the softmax runs under P V */
                 product_wait<0>();
                 product_hold(o);
                 product_hold(p);

@@ -132,6 +132,12 @@ template <int left>
 __device__ __forceinline__ void product_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(left) : "memory");
 }
+/* x (never below 0) is computed before what follows waits: ptxas would move a product_wait up over
+ * arithmetic that does not need it, and the product would no longer run beside it. */
+__device__ __forceinline__ void product_after(float x) {
+    asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p nanosleep.u32 1;\n}" ::"f"(x)
+                 : "memory");
+}
 template <int count>
 __device__ __forceinline__ void product_hold(float (&d)[count]) {
 #pragma unroll

@@ -346,6 +346,10 @@ template <int left>
 static inline void product_wait() {
     emulated_finish(left);
 }
+static inline void product_after(float x) {
+    if (x < 0)
+        emulated_fault("product_after of a negative number");
+}
 template <typename A>
 static inline void product_hold(A &) {
 }
