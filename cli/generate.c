@@ -105,7 +105,7 @@ int cmd_generate(int argc, char **argv) {
         VIEW_OPTIONS(overrides),
         {"ablate", "LIST", ABLATE_HELP, OPTION_STRING, &e.ablate, 0, 0, NULL},
         {.kind = OPTION_HEADING, .help = "How"},
-        {"dtype", "TYPE", "arithmetic of the matrices", OPTION_CHOICE, &e.dtype, 0, 0, "bf16|fp32"},
+        {"dtype", "TYPE", "arithmetic of the matrices", OPTION_CHOICE, &e.dtype, 0, 0, "bf16|fp32|fp16"},
         {"device", "NAME", "", OPTION_CHOICE, &e.device, 0, 0, "cpu|cuda|reference"},
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
         {"quiet", NULL, "no figures at the end", OPTION_FLAG, &quiet, 0, 0, NULL},

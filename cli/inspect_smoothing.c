@@ -88,7 +88,7 @@ int cmd_inspect_smoothing(int argc, char **argv) {
         {.kind = OPTION_HEADING, .help = "How"},
         {"svg", "FILE", "a plot", OPTION_STRING, &o.svg, 0, 0, NULL},
         {"csv", "FILE", "the table", OPTION_STRING, &csv, 0, 0, NULL},
-        {"dtype", "TYPE", "arithmetic of the pass", OPTION_CHOICE, &o.dtype, 0, 0, "fp32|bf16"},
+        {"dtype", "TYPE", "arithmetic of the pass", OPTION_CHOICE, &o.dtype, 0, 0, "fp32|bf16|fp16"},
         {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|cuda|reference"},
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
         {"json", NULL, "print JSON", OPTION_FLAG, &json, 0, 0, NULL},

@@ -29,6 +29,8 @@ if(CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
 endif()
 enable_language(CUDA)
+set(CMAKE_CUDA_LINKER_PREFERENCE 0) # the C compiler links, faster
+set(CMAKE_CUDA_LINKER_PREFERENCE_PROPAGATES 0)
 find_package(CUDAToolkit 12.4 REQUIRED)
 message(STATUS "CUDA ${version}: for ${TRIL_CUDA_ARCHITECTURES}")
 
@@ -44,4 +46,4 @@ list(APPEND TRIL_OBJECTS $<TARGET_OBJECTS:tril_cuda>)
 target_compile_definitions(tril_api PRIVATE TRIL_CUDA)
 # The runtime is linked in (without its headers: the emulated GPU has its own); cuBLASLt, large, is
 # loaded when the GPU is first used (src/cuda/blas.cu).
-target_link_libraries(tril_flags INTERFACE $<LINK_ONLY:CUDA::cudart_static> ${CMAKE_DL_LIBS})
+target_link_libraries(tril_flags INTERFACE $<LINK_ONLY:CUDA::cudart_static> ${CMAKE_DL_LIBS} stdc++)

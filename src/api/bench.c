@@ -7,8 +7,6 @@
 #include "api/source.h"
 #include "base/system.h"
 #include "base/threads.h"
-#include "cpu/cpu.h"
-#include "cpu/probe.h"
 #include "lab/bench.h"
 
 struct bench_kind {
@@ -17,31 +15,27 @@ struct bench_kind {
     bool reads_memory; /* in turns with the work */
 };
 
-static double read_pass(void *probe) {
-    return bandwidth_probe_pass(probe);
-}
-
 /* The bandwidth: a short look for most, and a probe at hand while decoding. The probe's buffer
  * does not count as the work's memory: the peak is reset when it is gone, or the buffer taken off.
  */
 static tril_status run(struct bench_call *c, const struct bench_kind *kind,
                        struct tril_bench_result *r, struct tril_error *err) {
-    struct bandwidth_probe *probe = bandwidth_probe_open();
+    struct device_reader *reader = device_reader_open(c->ctx);
     tril_status st;
-    if (!probe)
+    if (!reader)
         return error_set(err, TRIL_ERR_MEMORY,
                          "no memory for reading it (1 GB); free some, or use a larger machine");
-    r->bandwidth = bandwidth_probe_best(probe);
-    c->read_pass = read_pass;
-    c->probe = probe;
-    c->probe_bytes = bandwidth_probe_bytes(probe);
+    r->bandwidth = device_reader_best(reader);
+    c->read_pass = device_reader_pass;
+    c->probe = reader;
+    c->probe_bytes = device_reader_bytes(reader);
     if (!kind->reads_memory) {
-        bandwidth_probe_close(probe);
-        probe = NULL;
+        device_reader_close(reader);
+        reader = NULL;
         memory_reset_peak();
     }
     st = kind->run(c, r, err);
-    bandwidth_probe_close(probe);
+    device_reader_close(reader);
     return st;
 }
 
@@ -60,15 +54,13 @@ tril_status tril_bench(const struct tril_bench_options *o, struct tril_bench_res
                            .dtype = DT_BF16};
     size_t kind = 0;
     tril_status st = TRIL_OK;
-    *r = (struct tril_bench_result){.isa = cpu_level_name(cpu_level_active()),
-                                    .threads = threads_count()};
+    *r = (struct tril_bench_result){.threads = threads_count()};
     while (kind < 4 && strcmp(o->what, kinds[kind].name) != 0)
         kind++;
     if (kind == 4)
         return error_set(err, TRIL_ERR_ARGUMENT,
                          "there is no benchmark '%s': train, prefill, decode or gemm", o->what);
-    if (o->dtype && (!dtype_parse(o->dtype, &c.dtype) || (c.dtype != DT_F32 && c.dtype != DT_BF16)))
-        return error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16 or fp32, not '%s'", o->dtype);
+    TRY(device_dtype(&c.dtype, o->dtype, err));
     TRY(recompute_parse(&c.recompute, o->recompute, err));
     TRY(source_config(&o->source, &config, err));
     c.seq = o->seq > 0 ? o->seq : config.context < 512 ? config.context : 512;
@@ -83,10 +75,11 @@ tril_status tril_bench(const struct tril_bench_options *o, struct tril_bench_res
     r->seq = c.seq;
     r->steps = c.steps;
     TRY(device_open(&ctx, o->device, err));
-    r->peak_flops = cpu_probe_peak_flops(c.dtype, threads_count());
+    r->isa = device_name(&ctx);
+    r->peak_flops = device_peak_flops(&ctx, c.dtype);
     TRY(run(&c, &kinds[kind], r, err));
     /* The machine may have been slowed by others at the first look. */
-    double again = cpu_probe_peak_flops(c.dtype, threads_count());
+    double again = device_peak_flops(&ctx, c.dtype);
     if (again > r->peak_flops) {
         r->mfu *= r->peak_flops / again;
         for (int i = 0; i < r->product_count; i++)

@@ -1,4 +1,4 @@
-/* Backends by name: the one place that knows which were built. */
+/* Backends by name, and what their machines can do: the one place that knows which were built. */
 #ifndef API_DEVICE_H
 #define API_DEVICE_H
 
@@ -6,5 +6,27 @@
 
 /* "cpu" (NULL means it), "cuda" or "reference". Free with op_context_free. */
 tril_status device_open(struct op_context *ctx, const char *name, struct tril_error *err);
+
+/* The format to compute in by its name; NULL leaves *out. (fp16: devices other than the CPU; a model
+ * says so when it is made.) */
+tril_status device_dtype(enum dtype *out, const char *name, struct tril_error *err);
+
+/* "avx2", "NVIDIA H200": what computes. Lives as long as the process. */
+const char *device_name(const struct op_context *ctx);
+/* What `tril version` says of CUDA: "13.0, no GPU: ..."; NULL: built without. */
+const char *device_cuda_text(void);
+
+/* The most floating-point operations a second, measured now: the CPU's by multiply-adds in
+ * registers (cpu/probe.h); a GPU's by a large matrix product. 0: it could not be measured. */
+double device_peak_flops(struct op_context *ctx, enum dtype t);
+
+/* Memory bandwidth in bytes a second: reading on the CPU, copying (bytes read and written) on a
+ * GPU; passes can be repeated next to whatever they are compared with. NULL: no memory for it. */
+struct device_reader;
+struct device_reader *device_reader_open(struct op_context *ctx);
+double device_reader_best(const struct device_reader *r);
+double device_reader_pass(void *reader);
+double device_reader_bytes(const struct device_reader *r); /* of the host's memory */
+void device_reader_close(struct device_reader *r);
 
 #endif

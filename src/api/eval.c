@@ -27,9 +27,7 @@ static tril_status open_model(struct op_context *ctx, struct model **m,
     tril_status st = TRIL_OK;
     if (!o->model)
         return error_set(err, TRIL_ERR_ARGUMENT, "no model is given: name its directory");
-    if (o->dtype && (!dtype_parse(o->dtype, &options.dtype) ||
-                     (options.dtype != DT_BF16 && options.dtype != DT_F32)))
-        return error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16 or fp32, not '%s'", o->dtype);
+    TRY(device_dtype(&options.dtype, o->dtype, err));
     TRY(device_open(ctx, o->device, err));
     TRY(model_load(m, o->model, &options, ctx, err));
     TRY(model_ablate(*m, o->ablate, err));

@@ -30,11 +30,7 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
         st = error_set(err, TRIL_ERR_ARGUMENT, "no model is given: name its directory");
         goto done;
     }
-    if (o->dtype && (!dtype_parse(o->dtype, &options.dtype) ||
-                     (options.dtype != DT_BF16 && options.dtype != DT_F32))) {
-        st = error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16 or fp32, not '%s'", o->dtype);
-        goto done;
-    }
+    TRY(device_dtype(&options.dtype, o->dtype, err));
     if (o->stream_window == 0 && (o->stream_sinks > 0 || o->stream_stride > 0)) {
         st = error_set(err, TRIL_ERR_ARGUMENT,
                        "sinks and a stride belong to a stream: give its window (--stream-window)");

@@ -19,9 +19,7 @@ static tril_status model_open(struct inspected *s, const struct tril_look_option
     struct model_options options = {.dtype = DT_F32};
     struct model_config c;
     tril_status st = TRIL_OK;
-    if (o->dtype && (!dtype_parse(o->dtype, &options.dtype) ||
-                     (options.dtype != DT_BF16 && options.dtype != DT_F32)))
-        return error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16 or fp32, not '%s'", o->dtype);
+    TRY(device_dtype(&options.dtype, o->dtype, err));
     TRY(source_config(o->source, &c, err));
     TRY(device_open(&s->ctx, o->device, err));
     if (o->source->model) {

@@ -9,7 +9,6 @@
 #include "api/device.h"
 #include "base/file.h"
 #include "base/threads.h"
-#include "cpu/probe.h"
 #include "infer/generator.h"
 #include "train/checkpoint.h"
 #include "train/options.h"
@@ -95,7 +94,7 @@ tril_status tril_train(const struct tril_train_options *options, struct tril_tra
     TRY(device_open(&ctx, options->device, err));
     dtype_parse(options->dtype, &dtype);
     if (!options->init_only)
-        environment.peak_flops = cpu_probe_peak_flops(dtype, threads_count());
+        environment.peak_flops = device_peak_flops(&ctx, dtype);
     TRY(trainer_run(options, &environment, result, err));
 done:
     op_context_free(&ctx);

@@ -25,11 +25,12 @@ tril_status cuda_failed(cudaError_t e, const char *what, struct tril_error *err)
 }
 
 tril_status cuda_device_get(struct cuda_device *out, struct tril_error *err) {
-    int count = 0, driver = 0, runtime = 0;
+    int count = 0, driver = 0;
+    const int runtime = CUDART_VERSION;
     struct cudaDeviceProp p;
     size_t available = 0, total = 0;
     memset(out, 0, sizeof *out);
-    cudaRuntimeGetVersion(&runtime);
+    out->runtime = runtime;
     if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
         return error_set(
             err, TRIL_ERR_UNSUPPORTED,
@@ -59,7 +60,6 @@ tril_status cuda_device_get(struct cuda_device *out, struct tril_error *err) {
     out->memory = (int64_t)total;
     out->free = (int64_t)available;
     out->driver = driver;
-    out->runtime = runtime;
     return TRIL_OK;
 }
 

@@ -284,16 +284,23 @@ static tril_status run_product(struct product *p, int kind, struct tril_error *e
     return linear_backward_weight(p->ctx, p->y, p->x, p->dw, none, true, err);
 }
 
-/* Random values of a dtype (uniform in +-1). */
-static void fill(struct tensor *t, uint64_t seed) {
+/* Random values (uniform in +-1) in the backend's memory, by pieces. */
+static tril_status fill(struct op_context *ctx, const struct tensor *t, uint64_t seed,
+                        struct tril_error *err) {
+    enum { PIECE = 1 << 14 };
     struct random_key key = {.seed = seed, .op = RANDOM_TEST};
-    for (int64_t i = 0; i < tensor_count(t); i++) {
-        float f = 2 * random_uniform(&key, (uint64_t)i) - 1;
-        if (t->dtype == DT_F32)
-            ((float *)t->data)[i] = f;
-        else
-            ((uint16_t *)t->data)[i] = f32_to_bf16(f);
+    const int64_t size = (int64_t)dtype_size(t->dtype), count = tensor_count(t);
+    float *values = malloc(2 * PIECE * sizeof *values);
+    tril_status st = values ? TRIL_OK : no_memory(err);
+    for (int64_t at = 0; at < count && st == TRIL_OK; at += PIECE) {
+        int64_t n = count - at < PIECE ? count - at : PIECE;
+        for (int64_t i = 0; i < n; i++)
+            values[i] = 2 * random_uniform(&key, (uint64_t)(at + i)) - 1;
+        dtype_convert(values + PIECE, t->dtype, values, DT_F32, (size_t)n);
+        st = ctx->backend->upload(ctx, (char *)t->data + at * size, values + PIECE, n * size, err);
     }
+    free(values);
+    return st;
 }
 
 /* One layer's three products at n rows, appended to r. */
@@ -317,15 +324,16 @@ static tril_status time_layer(const struct bench_call *c, const char *name, int6
     TRY(backend->alloc(&p.dx.data, n * i * size, true, "the input gradients", err));
     TRY(backend->alloc(&p.dw.data, o * i * 4, true, "the weight gradients", err));
     TRY(backend->alloc(&p.w.value.data, o * i * size, true, "the weights", err));
-    fill(&p.x, 1);
-    fill(&p.y, 2);
-    fill(&p.w.value, 3);
+    TRY(fill(c->ctx, &p.x, 1, err));
+    TRY(fill(c->ctx, &p.y, 2, err));
+    TRY(fill(c->ctx, &p.w.value, 3, err));
     TRY(backend->weight_prepare(c->ctx, &p.w, WEIGHT_FORWARD | WEIGHT_BACKWARD, err));
     for (int kind = 0; kind < 3 && r->product_count < TRIL_BENCH_MAX_PRODUCTS; kind++) {
         struct tril_bench_product *out = &r->products[r->product_count++];
         for (int64_t step = -1; step < c->steps; step++) {
             double begun = clock_seconds();
             TRY(run_product(&p, kind, err));
+            TRY(backend->synchronise(c->ctx, err));
             if (step >= 0)
                 seconds[step] = clock_seconds() - begun;
         }

@@ -170,7 +170,7 @@ static unsigned circumstances(const struct model_config *c, enum dtype act,
     f |= c->ffn_kind == FFN_GATED ? FOR_GATED : 0;
     f |= c->dropout_residual > 0 ? FOR_DROPOUT : 0;
     f |= c->final_norm ? FOR_FINAL_NORM : 0;
-    f |= act == DT_BF16 || c->dropout_residual > 0 ? FOR_CAST : 0;
+    f |= dtype_size(act) == 2 || c->dropout_residual > 0 ? FOR_CAST : 0;
     f |= o->backward || c->ffn_kind == FFN_GATED ? FOR_PRE : 0;
     for (int i = 0; i < model_mixer_count(c); i++) {
         f |= c->mixers[i].learned_sinks ? FOR_SINKS : 0;

@@ -52,9 +52,9 @@ static tril_status parameters_allocate(struct model *m, struct tril_error *err) 
         TRY(allocate(m, (void **)&m->gradient, m->table.elements, model_wide(m), true,
                      "the gradients", err));
         m->compute = m->master;
-        if (m->dtype == DT_BF16)
+        if (m->dtype != model_wide(m))
             TRY(allocate(m, &m->compute, m->table.elements, m->dtype, true,
-                         "the bf16 copy of the parameters", err));
+                         "the short copy of the parameters", err));
     }
     for (int i = 0; i < m->table.count; i++) {
         const struct param_row *r = &m->table.rows[i];
@@ -169,9 +169,14 @@ tril_status model_create(struct model **out, const struct model_config *config,
                          struct tril_error *err) {
     tril_status st;
     *out = NULL;
-    if (options->dtype != DT_F32 && options->dtype != DT_BF16 && options->dtype != DT_F64)
+    const bool cpu = !ctx->backend->device && ctx->backend != backend_reference();
+    if (options->dtype == DT_F16 && cpu)
         return error_set(err, TRIL_ERR_UNSUPPORTED,
-                         "a model cannot compute in %s; choose fp32 or bf16",
+                         "the CPU does not compute in fp16; choose bf16 or fp32, or --device cuda");
+    if (options->dtype != DT_F32 && options->dtype != DT_BF16 && options->dtype != DT_F16 &&
+        options->dtype != DT_F64)
+        return error_set(err, TRIL_ERR_UNSUPPORTED,
+                         "a model cannot compute in %s; choose fp32, bf16 or fp16",
                          dtype_name(options->dtype));
     struct model *m = calloc(1, sizeof *m);
     if (!m)

@@ -16,7 +16,7 @@ static const struct weight *head_weight(const struct model *m) {
 static int64_t chunk_rows(const struct pass *p) {
     const struct activation_layout *l = &p->w->layout;
     int64_t rows = l->head_rows;
-    if (!p->keep && l->shape[A_LOGITS].dtype == DT_BF16)
+    if (!p->keep && dtype_size(l->shape[A_LOGITS].dtype) == 2)
         rows = rows > 1 ? rows / 2 : 0;
     return rows;
 }

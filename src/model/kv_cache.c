@@ -77,7 +77,7 @@ static int64_t cache_bytes(const struct model_config *c, int64_t slots, int64_t 
         if (n < 0)
             return INT64_MAX;
         bytes += has_sums(c, l) ? n : has_raw(c, l, stream) ? 3 * n : 2 * n;
-        bytes += positions_bytes(c, l, dtype == DT_BF16 ? DT_F32 : dtype);
+        bytes += positions_bytes(c, l, dtype_size(dtype) == 2 ? DT_F32 : dtype);
     }
     return bytes;
 }

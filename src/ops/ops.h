@@ -186,11 +186,6 @@ struct backend {
     tril_status (*graph_run)(struct op_context *, void *graph, struct tril_error *err);
     void (*graph_free)(struct op_context *, void *graph);
 
-    /* What the backend's machine can do, measured: FLOP/s of products in this dtype, the best of
-     * several tries; bytes/s of one pass over a large buffer. 0: unknown. Optional. */
-    double (*peak_flops)(struct op_context *, enum dtype);
-    double (*read_pass)(struct op_context *);
-
     /* Packings of a weight. prepare must come before its first use in an operation, refresh after
      * every update of `value`. Either may do nothing. */
     tril_status (*weight_prepare)(struct op_context *, struct weight *, unsigned uses,

@@ -63,19 +63,27 @@ static const char *print_dtypes(unsigned mask, char *out, size_t size) {
     return out;
 }
 
+/* Which formats of activations a backend knows: the CPU's kernels fp32 and bf16, the others fp16
+ * too. */
+static unsigned allowed_dtypes(const struct op_arg *a, const struct backend *b) {
+    bool fp16 = (a->dtypes & DT_ACT) == DT_ACT && (b->device || b == backend_reference());
+    return a->dtypes | (fp16 ? DT_MASK(DT_F16) : 0);
+}
+
 static tril_status check_dtype(const struct op_info *info, int i, const struct tensor *args,
-                               bool all_double, struct tril_error *err) {
+                               const struct backend *b, bool all_double, struct tril_error *err) {
     const struct op_arg *a = &info->args[i];
     const struct tensor *t = &args[i];
     if ((unsigned)t->dtype >= DT_COUNT)
         return error_set(err, TRIL_ERR_ARGUMENT, "%s: argument %s has the unknown dtype %d",
                          info->name, a->name, (int)t->dtype);
     bool exempt = all_double && t->dtype == DT_F64;
-    if (!exempt && !(a->dtypes & DT_MASK(t->dtype))) {
+    const unsigned dtypes = allowed_dtypes(a, b);
+    if (!exempt && !(dtypes & DT_MASK(t->dtype))) {
         char allowed[128];
         return error_set(err, TRIL_ERR_ARGUMENT, "%s: argument %s is %s, but must be %s",
                          info->name, a->name, dtype_name(t->dtype),
-                         print_dtypes(a->dtypes, allowed, sizeof allowed));
+                         print_dtypes(dtypes, allowed, sizeof allowed));
     }
     for (int k = 0; a->act && k < i; k++)
         if (info->args[k].act && !is_absent(&args[k]) && args[k].dtype != t->dtype)
@@ -166,7 +174,8 @@ static int choose_variant(const struct op_info *info, const struct tensor *args)
 }
 
 static tril_status check_args(const struct op_info *info, const struct tensor *args,
-                              const void *params, bool reference, struct tril_error *err) {
+                              const void *params, const struct backend *backend, bool reference,
+                              struct tril_error *err) {
     tril_status st = TRIL_OK;
     struct binding b;
     memset(b.from, 0, sizeof b.from);
@@ -186,7 +195,7 @@ static tril_status check_args(const struct op_info *info, const struct tensor *a
                              info->name, info->args[i].name);
         }
         TRY(bind_shape(info, i, t, variant, &b, err));
-        TRY(check_dtype(info, i, args, all_double, err));
+        TRY(check_dtype(info, i, args, backend, all_double, err));
         TRY(check_strides(info, i, t, err));
     }
     if (info->check)
@@ -201,7 +210,7 @@ tril_status op_call(struct op_context *ctx, enum op_id id, const struct tensor *
         return error_set(err, TRIL_ERR_INTERNAL, "there is no operation number %d", (int)id);
     const struct op_info *info = infos[id];
     op_fn *fn = ctx->reference ? info->reference : ctx->backend->table[id];
-    tril_status st = check_args(info, args, params, fn == info->reference, err);
+    tril_status st = check_args(info, args, params, ctx->backend, fn == info->reference, err);
     if (st != TRIL_OK)
         return st;
     return fn == info->reference && ctx->backend->device

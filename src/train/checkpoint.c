@@ -55,6 +55,11 @@ static tril_status write_state(const char *dir, const struct train_state *s, con
     tril_status st = path && root ? TRIL_OK : no_memory(err);
     if (st == TRIL_OK && isfinite(s->best_valid_loss))
         json_object_set_new(root, "best_valid_loss", json_real(s->best_valid_loss));
+    if (st == TRIL_OK && s->scaling.on)
+        json_object_set_new(root, "loss_scaling",
+                            json_pack("{s:f, s:I, s:I}", "value", s->scaling.value, "good",
+                                      (json_int_t)s->scaling.good, "skipped",
+                                      (json_int_t)s->scaling.skipped));
     if (st == TRIL_OK)
         st = json_write(root, path, err);
     json_decref(root);
@@ -181,6 +186,13 @@ tril_status checkpoint_read_state(const char *dir, struct train_state *s, json_t
     TRY(json_get_double(root, "seconds", 0, 1e12, &s->seconds, path, err));
     TRY(json_get_double(root, "best_valid_loss", 0, 1e30, &s->best_valid_loss, path, err));
     TRY(json_get_string(root, "dataset_hash", &hash, path, err));
+    const json_t *scaling = json_object_get(root, "loss_scaling");
+    if (scaling) {
+        s->scaling = LOSS_SCALING_BEGIN;
+        TRY(json_get_double(scaling, "value", 1e-6, 1e30, &s->scaling.value, path, err));
+        TRY(json_get_int(scaling, "good", 0, INT64_MAX, &s->scaling.good, path, err));
+        TRY(json_get_int(scaling, "skipped", 0, INT64_MAX, &s->scaling.skipped, path, err));
+    }
     const json_t *loader = json_object_get(root, "loader");
     if (!json_is_object(loader) || !json_is_object(json_object_get(root, "options")) || !hash ||
         s->step < 0) {

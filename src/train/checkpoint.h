@@ -21,7 +21,8 @@ struct train_state {
     uint64_t dataset_hash;
     double seconds; /* of training so far, over all runs */
     double best_valid_loss;
-    int64_t best_step; /* 0: none yet */
+    int64_t best_step;           /* 0: none yet */
+    struct loss_scaling scaling; /* with fp16 */
 };
 
 /* Writes OUT/checkpoints/step-N, then removes old ones: the last `keep` and the best one stay.

@@ -9,7 +9,7 @@ tril_status optimiser_create(struct optimiser *o, struct model *m,
     const struct backend *b = m->ctx->backend;
     int64_t bytes = m->table.elements * (int64_t)sizeof(float);
     tril_status st = TRIL_OK;
-    *o = (struct optimiser){.model = m, .adamw = *params, .clip = clip};
+    *o = (struct optimiser){.model = m, .adamw = *params, .clip = clip, .scaling.value = 1};
     TRY(b->alloc((void **)&o->mean, bytes, true, "the optimiser's first moments", err));
     TRY(b->alloc((void **)&o->square, bytes, true, "the optimiser's second moments", err));
     TRY(b->alloc((void **)&o->hyper, HYPER_COUNT * sizeof(float), true, "the step's scalars", err));
@@ -62,12 +62,26 @@ static tril_status step_body(void *arg, struct tril_error *err) {
     TRY(ctx->backend->fill_zero(ctx, o->total, sizeof(double), err));
     TRY(sum_squares(ctx, tensor_1d(m->gradient, DT_F32, n), tensor_1d(o->total, DT_F64, 1), err));
     TRY(clip_factor(ctx, tensor_1d(o->total, DT_F64, 1), tensor_1d(o->hyper, DT_F32, HYPER_COUNT),
-                    o->clip, 1.0f, err));
+                    o->clip, (float)(1 / o->scaling.value), err));
     TRY(update_range(o, 0, decayed, true, err));
     TRY(update_range(o, decayed, n - decayed, false, err));
     TRY(model_refresh(m, err));
 done:
     return st;
+}
+
+static void rescale(struct loss_scaling *s, bool applied) {
+    enum { DOUBLED_AFTER = 2000 };
+    if (!s->on)
+        return;
+    s->good = applied ? s->good + 1 : 0;
+    s->skipped += !applied;
+    if (!applied) {
+        s->value /= 2;
+    } else if (s->good == DOUBLED_AFTER) {
+        s->good = 0;
+        s->value *= 2;
+    }
 }
 
 tril_status optimiser_step(struct optimiser *o, int64_t t, double lr, double *grad_norm,
@@ -81,10 +95,14 @@ tril_status optimiser_step(struct optimiser *o, int64_t t, double lr, double *gr
     hyper[HYPER_CORRECTION1] = (float)(1 / (1 - pow(o->adamw.beta1, (double)t)));
     hyper[HYPER_CORRECTION2] = (float)(1 / (1 - pow(o->adamw.beta2, (double)t)));
     TRY(b->upload(ctx, o->hyper, hyper, sizeof hyper, err));
-    TRY(op_replay_run(ctx, &o->replay, OP_REPLAY_KEY, step_body, o, err)); /* all else is fixed */
+    /* All else that the host decides is fixed. */
+    TRY(op_replay_run(ctx, &o->replay,
+                      op_replay_key(OP_REPLAY_KEY, &o->scaling.value, sizeof o->scaling.value), step_body,
+                      o, err));
     TRY(b->download(ctx, hyper, o->hyper, sizeof hyper, err));
     *grad_norm = hyper[HYPER_GRAD_NORM];
     *applied = hyper[HYPER_FOUND_INF] == 0;
+    rescale(&o->scaling, *applied);
 done:
     return st;
 }

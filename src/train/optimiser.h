@@ -8,6 +8,17 @@
 #include "model/model.h"
 #include "ops/replay.h"
 
+/* Dynamic loss scaling (Micikevicius et al. 2018), for gradients in fp16: the caller multiplies its
+ * losses by `value`. Where it is on, the value is halved when a gradient is not finite (that update
+ * is skipped), and doubled after 2000 good updates. */
+struct loss_scaling {
+    bool on;
+    double value;    /* 1 while it is off */
+    int64_t good;    /* updates since the value was changed */
+    int64_t skipped; /* updates that were not made */
+};
+#define LOSS_SCALING_BEGIN ((struct loss_scaling){.on = true, .value = 65536})
+
 struct optimiser {
     struct model *model;  /* borrowed; a training model */
     float *mean, *square; /* [table.elements] fp32: AdamW's moments, in the backend's memory */
@@ -16,6 +27,7 @@ struct optimiser {
     struct adamw_params adamw;
     float clip; /* 0: none */
     struct op_replay replay;
+    struct loss_scaling scaling;
 };
 
 tril_status optimiser_create(struct optimiser *o, struct model *m,

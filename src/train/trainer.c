@@ -216,6 +216,8 @@ static tril_status make_rest(struct trainer *t, struct tril_error *err) {
     if (w.carry)
         TRY(carry_create(&t->carry, t->model, o->batch, err));
     TRY(optimiser_create(&t->optimiser, t->model, &adamw, (float)o->clip, err));
+    if (t->model->dtype == DT_F16)
+        t->optimiser.scaling = LOSS_SCALING_BEGIN;
     t->buffer = malloc((size_t)(o->grad_accum * (4 * n + 3)) * sizeof *t->buffer);
     if (!t->buffer)
         return error_set(err, TRIL_ERR_MEMORY, "not enough memory for the batches");
@@ -251,6 +253,8 @@ static tril_status restore(struct trainer *t, struct tril_error *err) {
         goto done;
     }
     TRY(checkpoint_read_arenas(t->resume_from, t->model, &t->optimiser, err));
+    if (t->optimiser.scaling.on && t->state.scaling.on)
+        t->optimiser.scaling = t->state.scaling;
     TRY(loader_seek(&t->loader, t->state.position, err));
     if (t->carry)
         TRY(checkpoint_read_carry(t->resume_from, t->carry, err));
@@ -287,7 +291,8 @@ static tril_status accumulate_gradients(struct trainer *t, double *mean_loss,
                           .positions = at + 2 * n,
                           .offsets = at + 3 * n,
                           .carry = t->carry};
-        struct train_call call = {.scale = targets ? 1.0f / (float)targets : 0.0f,
+        const float scale = (float)t->optimiser.scaling.value;
+        struct train_call call = {.scale = targets ? scale / (float)targets : 0.0f,
                                   .seed = o->seed,
                                   .step = (uint64_t)(t->state.step * o->grad_accum + a),
                                   .overwrite = a == 0};
@@ -325,6 +330,7 @@ static tril_status validate(struct trainer *t, double *loss, struct tril_error *
 static tril_status save(struct trainer *t, struct tril_error *err) {
     if (t->last_saved == t->state.step)
         return TRIL_OK;
+    t->state.scaling = t->optimiser.scaling;
     tril_status st = checkpoint_write(t->o->out, t->model, &t->optimiser, t->tokenizer, &t->state,
                                       t->options, t->carry, t->saved, t->o->keep, err);
     if (st == TRIL_OK)
@@ -358,8 +364,12 @@ static tril_status train_step(struct trainer *t, struct tril_train_result *r, do
     if (!isfinite(loss))
         return not_finite(t, loss, NAN, err);
     double lr = schedule_rate(&t->schedule, t->state.step);
-    TRY(optimiser_step(&t->optimiser, t->state.step + 1, lr, &norm, &applied, err));
-    if (!applied)
+    TRY(optimiser_step(&t->optimiser, t->state.step + 1 - t->optimiser.scaling.skipped, lr, &norm, &applied,
+                       err));
+    if (!applied && t->optimiser.scaling.on && t->optimiser.scaling.value >= 1)
+        report_note(&t->report, "step %" PRId64 ": a gradient overflowed; losses are now scaled by %g",
+                    t->state.step + 1, t->optimiser.scaling.value);
+    else if (!applied)
         return not_finite(t, loss, norm, err);
     double seconds = clock_seconds() - begun;
     double tokens = (double)(o->batch * o->seq * o->grad_accum);

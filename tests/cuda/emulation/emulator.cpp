@@ -4,6 +4,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -42,7 +43,7 @@ struct named_barrier {
     unsigned arrived, generation;
 };
 
-static std::vector<fiber> fibers;
+static std::deque<fiber> fibers;      /* (their contexts must not move) */
 static std::vector<meeting> meetings; /* [warps * 32] */
 static named_barrier block_barrier, named[NAMED];
 static fiber *current;
@@ -105,14 +106,17 @@ static void to_scheduler() {
 
 static char kernel_begin, kernel_end; /* addresses of order */
 
+/* A fiber is made once and runs the kernel for one block after the other. */
 static void fiber_main() {
-    emulated_order(&kernel_begin, false);
-    (*kernel_body)();
-    emulated_order(&kernel_end, true);
-    current->done = true;
-    current->what = nullptr;
-    progress++;
-    to_scheduler();
+    for (;;) {
+        emulated_order(&kernel_begin, false);
+        (*kernel_body)();
+        emulated_order(&kernel_end, true);
+        current->done = true;
+        current->what = nullptr;
+        progress++;
+        to_scheduler();
+    }
 }
 
 static void resume(fiber *f) {
@@ -134,22 +138,25 @@ static void resume(fiber *f) {
 #endif
 }
 
-static void fiber_reset(fiber *f, emulated_dim thread) {
-    if (!f->stack) {
-        f->stack = (char *)mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
-                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (f->stack == (char *)MAP_FAILED)
-            emulated_fault("no memory for a stack");
+static void fiber_make(fiber *f) {
+    f->stack = (char *)mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (f->stack == (char *)MAP_FAILED)
+        emulated_fault("no memory for a stack");
 #if defined(__SANITIZE_THREAD__)
-        f->race = __tsan_create_fiber(0);
+    f->race = __tsan_create_fiber(0);
 #endif
-    }
     getcontext(&f->context);
     f->context.uc_stack.ss_sp = f->stack;
     f->context.uc_stack.ss_size = STACK;
     f->context.uc_link = nullptr;
     makecontext(&f->context, fiber_main, 0);
-    f->started = f->done = false;
+}
+
+static void fiber_reset(fiber *f, emulated_dim thread) {
+    if (!f->stack)
+        fiber_make(f);
+    f->done = false;
     f->what = nullptr;
     f->word = nullptr;
     f->ready = nullptr;
@@ -171,8 +178,8 @@ static void report_deadlock(size_t threads) {
     emulated_fault("deadlock: %zu of %zu threads wait, the others have ended", waiting, threads);
 }
 
-static void run_block(size_t threads) {
-    memset(shared, 0xff, SHARED_MOST); /* NaN in every float format */
+static void run_block(size_t threads, size_t shared_bytes) {
+    memset(shared, 0xff, shared_bytes); /* NaN in every float format */
     block_barrier = {};
     memset(named, 0, sizeof named);
     for (meeting &m : meetings)
@@ -230,7 +237,7 @@ void emulated_run(emulated_dim grid, emulated_dim block, size_t shared_bytes, co
         for (unsigned y = 0; y < grid.y; y++)
             for (unsigned x = 0; x < grid.x; x++) {
                 emulated_block = emulated_dim(x, y, z);
-                run_block(threads);
+                run_block(threads, shared_bytes);
             }
     kernel_name = "no kernel";
     current = nullptr;
