@@ -4,7 +4,7 @@
  * outputs takes a chunk, a query head and 64 columns: slices of 32 channels of phi(q) and phi(k)
  * give the chunk's weights, the same slice of phi(q) with the state before the chunk gives what
  * precedes; then the weights, masked, multiply v. Work: 2 d (2 * 64 + 2 d) FLOPs a row and head,
- * in fp32; bytes: q, k, v, o once and 3 d^2 / 16 bytes of states a row.
+ * in fp32; bytes: q, k, v, o once and d^2 / 4 bytes of states a row.
  *
  * Few rows (up to FEW_ROWS in a sequence: decoding): the recurrence, a block for a sequence, a
  * key/value head and 64 columns, its state in shared memory: read once, written once.

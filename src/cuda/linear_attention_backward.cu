@@ -4,8 +4,8 @@
  * a first kernel gets denominators and dq; and R, of phi(q) (do / den, gd)^T with gd = -do.o / den,
  * backward in time, from which another gets dk and dv. Within a chunk both recompute its products
  * of 64 x 64: weights phi(q).phi(k) and gradients do.v. Blocks take 64 columns of the result and
- * go through all channels in slices of 32. Everything is summed in a fixed order. Work: 2 d (5 * 64
- * + 4 * 64 + 5 d) FLOPs a row and head at d = 64, fp32. */
+ * go through all channels in slices of 32. Everything is summed in a fixed order. Work: 2 d (7 * 64
+ * + 5 d) FLOPs a row and head at d = 64, fp32. */
 #include "cuda/linear_attention.cuh"
 
 template <typename T>

@@ -21,8 +21,7 @@ static int call(struct op_run *r, enum op_weight_mode mode, const char *what) {
     return st != TRIL_OK;
 }
 
-/* Number of faults of one case. */
-static int run_case(const struct op_info *info, int index, const struct op_case *c) {
+int op_backend_case(const struct op_info *info, int index, const struct op_case *c) {
     char what[512];
     snprintf(what, sizeof what, "%s", op_case_describe(info, index, c));
     struct op_run one, shifted;
@@ -69,9 +68,9 @@ static void check(const struct op_info *info) {
     struct op_case c;
     int cases = 0, faults = 0;
     for (int index = 0; info->test_case(index, &c) && faults < 50; index++, cases++) {
-        faults += run_case(info, index, &c);
+        faults += op_backend_case(info, index, &c);
         if (as_fp16(info, &c)) {
-            faults += run_case(info, index, &c);
+            faults += op_backend_case(info, index, &c);
             cases++;
         }
     }
@@ -95,7 +94,7 @@ static void test_operations(void **state) {
     }
 }
 
-int op_backend_test(const struct backend *b, bool travels) {
+int op_backend_open(const struct backend *b, bool travels) {
     struct tril_error err = {0};
     traveling = travels;
     tril_status st = op_context_init(&context, b, &err);
@@ -107,8 +106,19 @@ int op_backend_test(const struct backend *b, bool travels) {
         fprintf(stderr, "%s\n", err.message);
         return 1;
     }
+    return 0;
+}
+
+void op_backend_close(void) {
+    op_context_free(&context);
+}
+
+int op_backend_test(const struct backend *b, bool travels) {
+    int refused = op_backend_open(b, travels);
+    if (refused)
+        return refused;
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_operations)};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    op_context_free(&context);
+    op_backend_close();
     return failed;
 }
