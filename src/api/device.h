@@ -7,8 +7,8 @@
 /* "cpu" (NULL means it), "cuda" or "reference". Free with op_context_free. */
 tril_status device_open(struct op_context *ctx, const char *name, struct tril_error *err);
 
-/* The format to compute in by its name; NULL leaves *out. (fp16: devices other than the CPU; a model
- * says so when it is made.) */
+/* The format to compute in by its name; NULL leaves *out. (fp16: devices other than the CPU; a
+ * model says so when it is made.) */
 tril_status device_dtype(enum dtype *out, const char *name, struct tril_error *err);
 
 /* "avx2", "NVIDIA H200": what computes. Lives as long as the process. */

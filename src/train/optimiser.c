@@ -97,8 +97,8 @@ tril_status optimiser_step(struct optimiser *o, int64_t t, double lr, double *gr
     TRY(b->upload(ctx, o->hyper, hyper, sizeof hyper, err));
     /* All else that the host decides is fixed. */
     TRY(op_replay_run(ctx, &o->replay,
-                      op_replay_key(OP_REPLAY_KEY, &o->scaling.value, sizeof o->scaling.value), step_body,
-                      o, err));
+                      op_replay_key(OP_REPLAY_KEY, &o->scaling.value, sizeof o->scaling.value),
+                      step_body, o, err));
     TRY(b->download(ctx, hyper, o->hyper, sizeof hyper, err));
     *grad_norm = hyper[HYPER_GRAD_NORM];
     *applied = hyper[HYPER_FOUND_INF] == 0;

@@ -364,10 +364,11 @@ static tril_status train_step(struct trainer *t, struct tril_train_result *r, do
     if (!isfinite(loss))
         return not_finite(t, loss, NAN, err);
     double lr = schedule_rate(&t->schedule, t->state.step);
-    TRY(optimiser_step(&t->optimiser, t->state.step + 1 - t->optimiser.scaling.skipped, lr, &norm, &applied,
-                       err));
+    TRY(optimiser_step(&t->optimiser, t->state.step + 1 - t->optimiser.scaling.skipped, lr, &norm,
+                       &applied, err));
     if (!applied && t->optimiser.scaling.on && t->optimiser.scaling.value >= 1)
-        report_note(&t->report, "step %" PRId64 ": a gradient overflowed; losses are now scaled by %g",
+        report_note(&t->report,
+                    "step %" PRId64 ": a gradient overflowed; losses are now scaled by %g",
                     t->state.step + 1, t->optimiser.scaling.value);
     else if (!applied)
         return not_finite(t, loss, norm, err);
