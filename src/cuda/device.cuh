@@ -52,6 +52,20 @@ __device__ __forceinline__ void store_packed(T *p, const float (&in)[count]) {
     *(packed<T, count> *)p = v;
 }
 
+/* `count` neighbouring floats, 16-byte aligned unless it is 1: tables read beside wide packs. */
+template <int count>
+__device__ __forceinline__ void load_floats(const float *p, float (&out)[count]) {
+    const int step = count < 4 ? count : 4;
+#pragma unroll
+    for (int i = 0; i < count; i += step) {
+        float v[step];
+        load_packed<float, step>(p + i, v);
+#pragma unroll
+        for (int k = 0; k < step; k++)
+            out[i + k] = v[k];
+    }
+}
+
 /* Calls f(T{}) with the C++ type of a dtype: FOR_DTYPE(x.dtype, T, { kernel<T> ... }). */
 #define FOR_DTYPE(dtype, T, ...)                                                                   \
     do {                                                                                           \
@@ -101,6 +115,17 @@ static inline bool rows_packable(const struct tensor &t, int count) {
     uintptr_t bytes = (uintptr_t)count * dtype_size(t.dtype);
     return (uintptr_t)t.data % bytes == 0 && row_width(t) % count == 0 &&
            t.stride[0] % count == 0 && (t.rank < 3 || t.stride[1] % count == 0);
+}
+
+/* Threads for [N, H, packs] and the grid's x: a block's z counts tokens, its y heads and its x
+ * packs of a row, the last two in strides where there are more. */
+static inline dim3 heads_block(int64_t N, int64_t H, int64_t packs, unsigned *grid) {
+    const unsigned most = 256;
+    unsigned x = packs < most ? (unsigned)(packs > 1 ? packs : 1) : most;
+    unsigned y = H < most / x ? (unsigned)(H > 1 ? H : 1) : most / x;
+    unsigned z = most / (x * y) < 64 ? most / (x * y) : 64;
+    *grid = cuda_blocks(N, z);
+    return dim3(x, y, z);
 }
 
 /* ------------------------------------------------------------------ sums

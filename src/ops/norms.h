@@ -42,7 +42,7 @@ static inline void norm_case(int *index, struct op_case *c, int x, unsigned stri
 
 /* Backward: an fp32 dx is the residual stream's and accumulates, unless told otherwise. */
 static inline bool norm_accumulates(const struct tensor *dx, const struct norm_params *p) {
-    return dx->dtype != DT_BF16 && !p->overwrite;
+    return dx->dtype != DT_BF16 && dx->dtype != DT_F16 && !p->overwrite;
 }
 
 #endif
