@@ -9,17 +9,6 @@
 #include "options.h"
 #include "tril/tril.h"
 
-/* "64,32"; false if it is none. */
-static bool parse_pair(const char *text, int64_t *a, int64_t *b) {
-    char *end;
-    *a = strtoll(text, &end, 10);
-    if (end == text || *end != ',')
-        return false;
-    text = end + 1;
-    *b = strtoll(text, &end, 10);
-    return end != text && !*end && *a >= 1 && *b >= 1 && *a <= INT32_MAX && *b <= INT32_MAX;
-}
-
 static tril_status fail(struct tril_error *err, const char *message, const char *value) {
     err->code = TRIL_ERR_ARGUMENT;
     snprintf(err->message, sizeof err->message, message, value);
@@ -29,7 +18,7 @@ static tril_status fail(struct tril_error *err, const char *message, const char 
 static tril_status draw(const char *visible, const char *size, int64_t head, const char *path,
                         struct tril_error *err) {
     int64_t rows = 32, columns = 32;
-    if (size && !parse_pair(size, &rows, &columns))
+    if (size && !option_pair(size, &rows, &columns))
         return fail(err, "--size takes rows and columns, as 32,48, not '%.40s'", size);
     return tril_attention_draw(visible, head, rows, columns, path, err);
 }
@@ -41,18 +30,19 @@ static tril_status compute(struct tril_attention_file *f, const char *block, boo
         return fail(err, "name the tensors' file with --qkv IN.safetensors%s", "");
     if (!f->out)
         return fail(err, "say where the results go with --out OUT.safetensors%s", "");
-    if (block && !parse_pair(block, &f->block_q, &f->block_k))
+    if (block && !option_pair(block, &f->block_q, &f->block_k))
         return fail(err, "--block takes two sizes, of queries and keys, as 64,32, not '%.40s'",
                     block);
     tril_status st = tril_attention_file(f, &r, err);
     if (st != TRIL_OK)
         return st;
     if (json) {
-        json_print(json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:f, s:f, s:f}", "batch",
-                             (json_int_t)r.batch, "heads", (json_int_t)r.heads, "kv_heads",
+        json_print(json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:f, s:f, s:f}",
+                             "batch", (json_int_t)r.batch, "heads", (json_int_t)r.heads, "kv_heads",
                              (json_int_t)r.kv_heads, "queries", (json_int_t)r.queries, "keys",
-                             (json_int_t)r.keys, "head_dim", (json_int_t)r.width, "dtype", r.dtype,
-                             "implementation", f->implementation, "forward_ms",
+                             (json_int_t)r.keys, "head_dim", (json_int_t)r.width, "block_q",
+                             (json_int_t)r.block_q, "block_k", (json_int_t)r.block_k, "dtype",
+                             r.dtype, "implementation", f->implementation, "forward_ms",
                              r.forward_seconds * 1e3, "backward_ms", r.backward_seconds * 1e3,
                              "scratch_bytes", r.scratch_bytes));
         return TRIL_OK;
@@ -93,8 +83,10 @@ int cmd_attention(int argc, char **argv) {
          "parts joined by '+' (causal); 0-3=RULE: for these heads, again for "
          "others",
          OPTION_REPEATED, &visible, 0, 0, NULL},
-        {"block", "Q,K", "sizes of the blocks of the rule blocks (64,64)", OPTION_STRING, &block, 0,
-         0, NULL},
+        {"block", "Q,K",
+         "rows and keys of flash's tiles (chosen); with the rule blocks, "
+         "also its blocks' sizes (64,64)",
+         OPTION_STRING, &block, 0, 0, NULL},
         {.kind = OPTION_HEADING, .help = "Scores"},
         {"scale", "X", "multiplies q.k (1 / sqrt(d))", OPTION_NUMBER, &f.scale, 0, 0, NULL},
         {"softcap", "X", "X tanh(score / X); 0: none", OPTION_NUMBER, &f.softcap, 0, 1e30, NULL},

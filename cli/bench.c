@@ -78,6 +78,7 @@ int cmd_bench(int argc, char **argv) {
     struct tril_bench_attention_options a = {0};
     struct tril_bench_result result;
     struct tril_error err = {0};
+    const char *block = NULL;
     bool json = false;
     int64_t threads = 0;
     int code = 0;
@@ -104,6 +105,8 @@ int cmd_bench(int argc, char **argv) {
          "flash|fused|materialised|reference|linear"},
         {"visible", "RULE", "see tril attention --help (causal)", OPTION_REPEATED, &visible, 0, 0,
          NULL},
+        {"block", "Q,K", "rows and keys of flash's forward tiles, as near as they can be (chosen)",
+         OPTION_STRING, &block, 0, 0, NULL},
         {"keys", "Tk", "(--seq)", OPTION_INT, &a.keys, 1, 1e9, NULL},
         {"alibi", NULL, "ALiBi's slopes", OPTION_FLAG, &a.alibi, 0, 0, NULL},
         {"softcap", "X", "", OPTION_NUMBER, &a.softcap, 0, 1e30, NULL},
@@ -147,6 +150,12 @@ int cmd_bench(int argc, char **argv) {
     o.what = what.values[0];
     if (strcmp(o.what, "attention") == 0) {
         const struct tril_model_overrides *m = &o.source.overrides;
+        if (block && !option_pair(block, &a.block_q, &a.block_k)) {
+            snprintf(err.message, sizeof err.message,
+                     "--block takes two sizes, of queries and keys, as 64,32, not '%.40s'", block);
+            code = command_fail("bench", TRIL_ERR_ARGUMENT, &err);
+            goto done;
+        }
         a.batch = o.batch;
         a.steps = o.steps;
         a.dtype = o.dtype;

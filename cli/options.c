@@ -222,6 +222,16 @@ char *option_list_join(const struct option_list *l) {
     return text;
 }
 
+bool option_pair(const char *text, int64_t *a, int64_t *b) {
+    char *end;
+    *a = strtoll(text, &end, 10);
+    if (end == text || *end != ',')
+        return false;
+    text = end + 1;
+    *b = strtoll(text, &end, 10);
+    return end != text && !*end && *a >= 1 && *b >= 1 && *a <= INT32_MAX && *b <= INT32_MAX;
+}
+
 int command_fail(const char *name, tril_status st, const struct tril_error *err) {
     fprintf(stderr, "tril %s: %s\n", name, err->message[0] ? err->message : tril_status_text(st));
     return tril_status_exit_code(st);

@@ -53,6 +53,8 @@ tril_status options_parse(const struct command *c, int argc, char **argv, bool *
 void option_list_free(struct option_list *l);
 /* The values with blanks between them ("": none); free() it. NULL without memory. */
 char *option_list_join(const struct option_list *l);
+/* "64,32": two sizes from 1 on; false if the text is none. */
+bool option_pair(const char *text, int64_t *a, int64_t *b);
 /* The usual start of a command: parses; on --help or an error it has printed what there is to print
  * and returns false with *code the exit code. */
 bool command_begin(const struct command *c, int argc, char **argv, int *code);

@@ -85,6 +85,11 @@ struct tril_attention {
 
     enum tril_attention_implementation implementation;
     int threads; /* 0: as they are set for the process */
+
+    /* Query rows and keys that flash's forward takes at a time; 0: chosen. Rows are rounded up to
+     * what the kernels can (at most 96), keys down to 64, 32 or 16, or the least that they can;
+     * tril_bench_attention says what was used. Other sizes give results that differ in rounding. */
+    int64_t tile_q, tile_k;
 };
 
 /* Causal self-attention, dense, fp32, flash: B, H = Hk, T = Tk, d, scale 1 / sqrt(d). */
@@ -195,7 +200,7 @@ struct tril_attention_file {
     double scale;               /* NaN: 1 / sqrt(d) */
     double softcap, dropout;
     uint64_t seed;
-    int64_t block_q, block_k; /* sizes of `blocks`; 0: 64 */
+    int64_t block_q, block_k; /* sizes of `blocks` (0: 64), and tile_q, tile_k */
     bool gradients, probabilities;
     int threads; /* 0: as set */
 };
@@ -203,7 +208,8 @@ struct tril_attention_file_result {
     int64_t batch, heads, kv_heads, queries, keys, width;
     const char *dtype;
     double forward_seconds, backward_seconds;
-    double scratch_bytes; /* the larger of the two directions' */
+    double scratch_bytes;     /* the larger of the two directions' */
+    int64_t block_q, block_k; /* rows and keys of flash's tiles as used; 0: none */
 };
 tril_status tril_attention_file(const struct tril_attention_file *f,
                                 struct tril_attention_file_result *result, struct tril_error *err);

@@ -64,6 +64,7 @@ struct tril_bench_attention_options {
     const char *implementation;     /* NULL: flash */
     bool alibi, forward_only;
     double softcap, dropout;
+    int64_t block_q, block_k; /* tile_q, tile_k of tril/attention.h; 0: chosen */
     /* One new token for each of `batch` sequences against their caches of `cache` keys, laid out
      * [row, kv_heads, head_dim], in pages of `page` rows in shuffled order (0: contiguous). As many
      * caches take turns as fill a gigabyte, so that every byte comes from memory. */

@@ -149,6 +149,8 @@ static tril_status plan_make(struct plan *p, const struct tril_attention *a,
                           : a->implementation == TRIL_ATTENTION_MATERIALISED
                               ? ATTENTION_MATERIALISED
                               : ATTENTION_FLASH,
+        .block_q = (int32_t)a->tile_q,
+        .block_k = (int32_t)a->tile_k,
     };
     TRY(attention_rules(a, &p->rules, &p->ruled, &p->params.causal, err));
     place_all(p, b);

@@ -113,6 +113,8 @@ static tril_status cached_open(struct cached *x, const struct tril_attention *a,
                           : a->implementation == TRIL_ATTENTION_MATERIALISED
                               ? ATTENTION_MATERIALISED
                               : ATTENTION_FLASH,
+        .block_q = (int32_t)a->tile_q,
+        .block_k = (int32_t)a->tile_k,
     };
     TRY(attention_rules(a, &x->rules, &given, &x->params.causal, err));
     if (given) {

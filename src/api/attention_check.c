@@ -108,6 +108,9 @@ static tril_status check_numbers(const struct tril_attention *a, struct tril_err
         return wrong(err, "the softcap %g is too small to divide by", a->softcap);
     if (!(a->dropout >= 0 && (float)a->dropout < 1))
         return wrong(err, "the dropout probability %g is not in [0, 1)", a->dropout);
+    if (a->tile_q < 0 || a->tile_k < 0 || a->tile_q > INT32_MAX || a->tile_k > INT32_MAX)
+        return wrong(err, "tiles of %lld rows and %lld keys; give positive sizes, or 0",
+                     (long long)a->tile_q, (long long)a->tile_k);
     if (a->dropout > 0 && a->heads * a->queries > UINT32_MAX)
         return wrong(err, "with dropout heads times queries must stay below 2^32");
     return TRIL_OK;

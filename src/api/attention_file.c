@@ -167,6 +167,8 @@ static tril_status read_main(struct job *j, struct tril_error *err) {
     if (f->block_q || f->block_k) {
         a->block_q = f->block_q;
         a->block_k = f->block_k;
+        a->tile_q = f->block_q;
+        a->tile_k = f->block_k;
     }
     TRY(attention_check(a, err)); /* before anything is allocated by these sizes */
     TRY(load(j, q, j->dtype, (void **)&j->b.q, err));
@@ -311,6 +313,7 @@ tril_status tril_attention_file(const struct tril_attention_file *f,
                                 struct tril_attention_file_result *r, struct tril_error *err) {
     struct job j = {.f = f};
     size_t forward = 0, backward = 0;
+    int64_t block_q, block_k;
     void *scratch;
     tril_status st = TRIL_OK;
     if (path_same(f->in, f->out))
@@ -326,7 +329,8 @@ tril_status tril_attention_file(const struct tril_attention_file *f,
         st = error_set(err, TRIL_ERR_ARGUMENT, "linear attention has no probabilities to write");
         goto done;
     }
-    TRY(tril_attention_scratch(&j.a, &forward, f->gradients ? &backward : NULL, err));
+    TRY(attention_measure(&j.a, &forward, f->gradients ? &backward : NULL, &block_q, &block_k,
+                          err));
     TRY(allocate_outputs(&j, err));
     size_t most = forward > backward ? forward : backward;
     TRY(job_alloc(&j, &scratch, most, 1, "scratch", err));
@@ -337,7 +341,9 @@ tril_status tril_attention_file(const struct tril_attention_file *f,
                                              .keys = j.a.keys,
                                              .width = j.a.width,
                                              .dtype = dtype_name(j.dtype),
-                                             .scratch_bytes = (double)most};
+                                             .scratch_bytes = (double)most,
+                                             .block_q = block_q,
+                                             .block_k = block_k};
     double begun = clock_seconds();
     TRY(tril_attention_forward(&j.a, &j.b, scratch, most, err));
     r->forward_seconds = clock_seconds() - begun;

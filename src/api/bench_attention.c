@@ -131,6 +131,8 @@ static tril_status describe(const struct tril_bench_attention_options *o, struct
     a->visible = o->visible;
     a->softcap = o->softcap;
     a->dropout = o->dropout;
+    a->tile_q = o->block_q;
+    a->tile_k = o->block_k;
     a->seed = 1;
     tril_status st = attention_implementation_parse(o->implementation, &a->implementation, err);
     return st == TRIL_OK ? attention_check(a, err) : st;
@@ -264,7 +266,9 @@ static tril_status bench_cache(const struct tril_bench_attention_options *o,
                                       .softcap = (float)o->softcap,
                                       .page_size = o->page > 0 ? (int32_t)page : 0,
                                       .max_q = 1,
-                                      .max_kv = (int32_t)N};
+                                      .max_kv = (int32_t)N,
+                                      .block_q = (int32_t)o->block_q,
+                                      .block_k = (int32_t)o->block_k};
     if (B < 1 || H < 1 || K < 1 || d < 1 || d > 256 || N < 1 || H % K != 0 || B > 65536 ||
         H > 65536 || N > 1 << 28 || page > 1 << 20)
         return error_set(err, TRIL_ERR_ARGUMENT,

@@ -322,6 +322,9 @@ struct attention_params {
     int32_t rule_count;
     const uint8_t *head_rule; /* [H] indices of rules; NULL: rule 0 for all heads */
     enum attention_implementation implementation;
+    /* Rows and keys of flash's tiles forward; 0: chosen by the kernels. The CPU rounds rows up to a
+     * multiple of a step (at most 96) and keys to 16, 32 or 64. Results agree within rounding. */
+    int32_t block_q, block_k;
 };
 /* o [N, H, d] act strided; lse fp32 [H, N] optional: natural log of the denominator, the sink
  * included; a row that sees nothing: o = 0, lse = -inf, or the sink. */

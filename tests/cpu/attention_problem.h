@@ -25,6 +25,7 @@ struct problem {
     bool cache_bf16; /* k and v in bf16 whatever `act`; with apart or pages */
     float softcap, dropout;
     int page_size; /* 0: contiguous */
+    int block_q, block_k;
     int seed;
     int rules; /* 0: `causal` */
     struct visible_rule rule[4];
@@ -188,6 +189,8 @@ static inline void problem_make(struct problem *p) {
         .softcap = p->softcap,
         .causal = p->causal,
         .page_size = p->page_size,
+        .block_q = p->block_q,
+        .block_k = p->block_k,
         .dropout = p->dropout,
         .key = {.seed = 5, .step = 9, .layer = 2, .op = RANDOM_DROPOUT_ATTENTION},
     };

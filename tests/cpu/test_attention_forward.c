@@ -66,6 +66,46 @@ static void test_pages(void **state) {
                                        .seed = i});
 }
 
+/* Tiles of the caller's sizes: what was asked for, as near as the level can, and the same results.
+ */
+static void test_blocks(void **state) {
+    (void)state;
+    const int32_t wanted[][2] = {{1, 1},   {24, 16},   {30, 32}, {64, 64},
+                                 {96, 48}, {500, 500}, {0, 32},  {48, 0}};
+    int64_t rows_before = 0, keys_before = 0;
+    for (int i = 0; i < 16; i++) {
+        struct problem p = {.sequences = 2,
+                            .q_length = {i < 8 ? 130 : 3, 70},
+                            .kv_length = {1100, 75},
+                            .heads = 4,
+                            .kv_heads = 2,
+                            .width = 40,
+                            .causal = i % 3 != 2,
+                            .alibi = i % 4 == 1,
+                            .act = i % 2 ? DT_BF16 : DT_F32,
+                            .block_q = wanted[i % 8][0],
+                            .block_k = wanted[i % 8][1],
+                            .seed = i};
+        check_forward(p);
+        struct op_context *ctx = problem_context(false);
+        int64_t rows = ctx->block_rows, keys = ctx->block_keys;
+        if (p.block_q) {
+            assert_true(rows >= (p.block_q < 96 ? p.block_q : 96) && rows <= 96);
+            assert_true(p.block_q >= 96 || rows < p.block_q + 32);
+        }
+        if (p.block_k) {
+            assert_true(keys <= 64 && 64 % keys == 0);
+            assert_true(keys <= (p.block_k < 32 ? 32 : p.block_k));
+            assert_true(2 * keys > (p.block_k < 64 ? p.block_k : 64));
+        } else
+            assert_int_equal(keys, 64);
+        if (i == 1) /* other sizes than before */
+            assert_true(rows > rows_before && (keys > keys_before || keys == 32));
+        rows_before = rows;
+        keys_before = keys;
+    }
+}
+
 static void test_outliers(void **state) {
     (void)state;
     each_outlier(check_forward, 200);
@@ -320,13 +360,13 @@ int main(void) {
         return TEST_SKIP;
     }
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_widths),       cmocka_unit_test(test_lengths),
-        cmocka_unit_test(test_heads),        cmocka_unit_test(test_scores),
-        cmocka_unit_test(test_pages),        cmocka_unit_test(test_outliers),
-        cmocka_unit_test(test_threads),      cmocka_unit_test(test_repeats),
-        cmocka_unit_test(test_alone),        cmocka_unit_test(test_pages_same),
-        cmocka_unit_test(test_dropout_rate), cmocka_unit_test(test_gaps),
-        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_widths),     cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_heads),      cmocka_unit_test(test_scores),
+        cmocka_unit_test(test_pages),      cmocka_unit_test(test_outliers),
+        cmocka_unit_test(test_blocks),     cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_repeats),    cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_pages_same), cmocka_unit_test(test_dropout_rate),
+        cmocka_unit_test(test_gaps),       cmocka_unit_test(test_not_finite),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

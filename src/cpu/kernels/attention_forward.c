@@ -34,38 +34,44 @@
 
 /* ------------------------------------------------------------------ packed */
 
+/* The TILE_ROWS rows from r on and keys [from, to) of the block from j0 on, `from` a panel's first.
+ */
+static void packed_step(const struct forward *f, const struct unit *u, struct rows *b, int64_t r,
+                        int64_t j0, int64_t from, int64_t to, const uint64_t *mask) {
+    const int64_t d = f->c.width, width = f->width, last = (to + PANEL - 1) / PANEL;
+    const float *q = b->q + r * width, *keys = u->keys + j0 * d;
+    float correction[TILE_ROWS];
+    for (int64_t p = from / PANEL; p < last; p++)
+        tile(TILE_ROWS, 2, START_ZERO, d, q, width, 1, keys + p * PANEL * d, PANEL,
+             b->s + p * PANEL, KEY_BLOCK, NULL);
+    softmax_step(f, b, r, TILE_ROWS, j0, from / VF_WIDTH, 2 * last, mask, correction);
+    const float *values = u->values + j0 * width + from * PANEL, *s = b->s + from;
+    float *o = b->part.o + r * width;
+    int64_t t = 0;
+    for (; t + PANEL <= d + VF_WIDTH - 1; t += PANEL)
+        tile(TILE_ROWS, 2, START_SCALE, to - from, s, KEY_BLOCK, 1, values + t * KEY_BLOCK, PANEL,
+             o + t, width, correction);
+    if (t < d)
+        tile(TILE_ROWS, 1, START_SCALE, to - from, s, KEY_BLOCK, 1, values + t * KEY_BLOCK, PANEL,
+             o + t, width, correction);
+}
+
 /* Keys [begin, end) of a split, begin a multiple of KEY_BLOCK, into b->part. */
 static void packed_split(const struct forward *f, const struct unit *u, struct rows *b,
                          int64_t begin, int64_t end) {
-    int64_t d = f->c.width, width = f->width;
-    float correction[TILE_ROWS];
     uint64_t words[TILE_ROWS];
     const uint64_t *mask;
-    state_clear(&b->part, b->padded, width);
+    state_clear(&b->part, b->padded, f->width);
     for (int64_t j0 = begin; j0 < end; j0 += KEY_BLOCK) {
         if (!rows_any(f, b, j0, min_i64(j0 + KEY_BLOCK, end)))
             continue;
-        const float *keys = u->keys + j0 * d;
         for (int64_t r = 0; r < b->padded; r += TILE_ROWS) {
             int64_t from, to;
             if (!tile_keys(f, b, r, TILE_ROWS, j0, end, &from, &to, words, &mask))
                 continue;
-            from = from / PANEL * PANEL;
-            int64_t last = (to + PANEL - 1) / PANEL;
-            const float *q = b->q + r * width;
-            for (int64_t p = from / PANEL; p < last; p++)
-                tile(TILE_ROWS, 2, START_ZERO, d, q, width, 1, keys + p * PANEL * d, PANEL,
-                     b->s + p * PANEL, KEY_BLOCK, NULL);
-            softmax_step(f, b, r, TILE_ROWS, j0, from / VF_WIDTH, 2 * last, mask, correction);
-            const float *values = u->values + j0 * width + from * PANEL, *s = b->s + from;
-            float *o = b->part.o + r * width;
-            int64_t t = 0;
-            for (; t + PANEL <= d + VF_WIDTH - 1; t += PANEL)
-                tile(TILE_ROWS, 2, START_SCALE, to - from, s, KEY_BLOCK, 1, values + t * KEY_BLOCK,
-                     PANEL, o + t, width, correction);
-            if (t < d)
-                tile(TILE_ROWS, 1, START_SCALE, to - from, s, KEY_BLOCK, 1, values + t * KEY_BLOCK,
-                     PANEL, o + t, width, correction);
+            for (int64_t k = from / f->key_step * f->key_step; k < to; k += f->key_step)
+                packed_step(f, u, b, r, j0, max_i64(from, k) / PANEL * PANEL,
+                            min_i64(to, k + f->key_step), mask);
         }
     }
 }
@@ -129,13 +135,17 @@ static void amx_split(const struct forward *f, const struct unit *u, struct rows
         for (int64_t r = 0; r < b->padded; r += step) {
             if (!tile_keys(f, b, r, step, j0, end, &from, &to, words, &mask))
                 continue;
-            from = from / 32 * 32;
             to = round_up(to, 32);
-            amx_scores(step, (const char *)b->q + r * width * 2, keys, from, to, width, b->s);
-            softmax_step(f, b, r, step, j0, from / VF_WIDTH, to / VF_WIDTH, mask, correction);
-            amx_pack_probabilities(step, b->s, from, to, (char *)b->p);
-            amx_add_values(step, (const char *)b->p, values, from, to, width, correction,
-                           b->part.o + r * width);
+            for (int64_t k = from / f->key_step * f->key_step; k < to; k += f->key_step) {
+                int64_t first = max_i64(from / 32 * 32, k), last_key = min_i64(to, k + f->key_step);
+                amx_scores(step, (const char *)b->q + r * width * 2, keys, first, last_key, width,
+                           b->s);
+                softmax_step(f, b, r, step, j0, first / VF_WIDTH, last_key / VF_WIDTH, mask,
+                             correction);
+                amx_pack_probabilities(step, b->s, first, last_key, (char *)b->p);
+                amx_add_values(step, (const char *)b->p, values, first, last_key, width, correction,
+                               b->part.o + r * width);
+            }
         }
     }
 }
@@ -397,7 +407,7 @@ static bool wave_next(struct forward *f) {
         struct unit *u = &f->unit[f->units];
         *u = (struct unit){.sequence = s, .kv_head = f->next_head, .heads = 1, .rows = rows};
         u->length = c->kv_length[s];
-        bool direct = rows <= DIRECT_ROWS || u->length == 0;
+        bool direct = (rows <= DIRECT_ROWS && !f->blocked) || u->length == 0;
         u->direct = direct && !f->amx;
         u->first_block = f->blocks;
         if (!direct) {
@@ -418,7 +428,8 @@ static bool wave_next(struct forward *f) {
     }
     /* Blocks of rows: smaller ones where there is too little for the threads. */
     bool serial = threads == 1 || 4.0 * pairs * (double)c->width < SERIAL_FLOPS;
-    f->row_block = ROW_BLOCK;
+    int64_t given = c->params->block_q;
+    f->row_block = given > 0 ? min_i64(round_up(given, f->step), ROW_BLOCK) : ROW_BLOCK;
     f->splits_parallel = 0;
     for (;;) {
         int64_t tasks = 0, splits = 0;
@@ -430,7 +441,7 @@ static bool wave_next(struct forward *f) {
         f->tasks = tasks;
         if (serial || tasks >= 8 * threads)
             break;
-        if (f->row_block > (f->amx ? 1 : 2) * f->step && f->row_block > DIRECT_ROWS) {
+        if (!given && f->row_block > (f->amx ? 1 : 2) * f->step && f->row_block > DIRECT_ROWS) {
             f->row_block = round_up(f->row_block / 2, f->step);
             continue;
         }
@@ -473,6 +484,14 @@ static void wave_run(struct forward *f) {
     parallel_for(tasks, 1, run_merges, f);
 }
 
+/* Keys of a step as the caller wants them: a divisor of KEY_BLOCK in whole panels. */
+static int64_t key_step(int64_t wanted, bool amx) {
+    int64_t keys = KEY_BLOCK, least = amx ? 32 : PANEL;
+    while (wanted > 0 && keys > least && keys / 2 >= wanted)
+        keys /= 2;
+    return keys;
+}
+
 /* Rows that belong to no sequence see nothing. */
 static void clear_rows(const struct attention_call *c, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; n++)
@@ -512,6 +531,8 @@ static tril_status forward(struct op_context *ctx, const struct tensor *args, co
         f.step = AMX_STEP;
     }
 #endif
+    f.blocked = p->block_q > 0 || p->block_k > 0;
+    f.key_step = key_step(p->block_k, f.amx);
     f.q_factor = p->softcap > 0 ? p->scale / p->softcap : p->scale * (float)LOG2E;
     f.softcap_out = p->softcap * (float)LOG2E;
     f.adjusted = p->softcap > 0 || c->slopes.data || c->bias.data;
@@ -538,7 +559,7 @@ static tril_status forward(struct op_context *ctx, const struct tensor *args, co
         units = f.units;
         tasks = f.tasks;
         ctx->block_rows = f.row_block;
-        ctx->block_keys = KEY_BLOCK;
+        ctx->block_keys = f.key_step;
     }
     f.worker_bytes = worker_size(f.width);
     int64_t workers = waves ? f.worker_bytes * threads_count() : 0;

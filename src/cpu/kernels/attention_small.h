@@ -11,9 +11,9 @@
 
 static bool small_fits(const struct forward *f) {
     const struct attention_call *c = &f->c;
-    return c->plain && !c->pages && !f->amx && !f->adjusted && f->drop_threshold == 0 &&
-           !c->sink.data && c->k.dtype != DT_I8 && c->v.dtype == c->k.dtype &&
-           c->width <= SMALL_WIDTH && c->longest_kv <= KEY_BLOCK &&
+    return c->plain && !c->pages && !f->amx && !f->blocked && !f->adjusted &&
+           f->drop_threshold == 0 && !c->sink.data && c->k.dtype != DT_I8 &&
+           c->v.dtype == c->k.dtype && c->width <= SMALL_WIDTH && c->longest_kv <= KEY_BLOCK &&
            c->longest_q * f->group <= SMALL_ROWS &&
            4.0 * (double)(c->rows * c->heads * c->longest_kv * c->width) < SERIAL_FLOPS;
 }

@@ -34,7 +34,9 @@ struct forward {
     float q_factor, softcap, softcap_out, keep_factor;
     bool amx;                /* products on AMX tiles; q_factor is then not in q */
     int64_t step;            /* rows of a step */
+    int64_t key_step;        /* keys of one: KEY_BLOCK, or a part of it that the caller wants */
     bool adjusted;           /* softcap, ALiBi or bias */
+    bool blocked;            /* the caller chose the tiles: everything goes packed */
     uint32_t drop_threshold; /* 0: no dropout */
     struct philox dropout;
     struct unit unit[WAVE_UNITS];
@@ -230,6 +232,7 @@ static __attribute__((noinline)) void softmax_step(const struct forward *f, stru
                                                    int64_t from, int64_t to, const uint64_t *mask,
                                                    float *correction) {
     const vf minus = vf_set(-INFINITY);
+    float before[ROW_BLOCK], base[ROW_BLOCK]; /* of all rows first: their latencies overlap */
     for (int64_t i = 0; i < rows; i++) {
         float *s = b->s + i * KEY_BLOCK;
         int64_t r = r0 + i, visible = b->seen[r] - j0;
@@ -254,19 +257,30 @@ static __attribute__((noinline)) void softmax_step(const struct forward *f, stru
         vf most = minus;
         for (int64_t v = from; v < to; v++)
             most = vf_max(most, vf_load(s + v * VF_WIDTH));
-        float before = b->part.m[r], m = max_lane(most);
-        m = before > m ? before : m;
-        vf base = vf_set(m == -INFINITY ? 0.0f : m); /* -inf - 0, never -inf + inf */
-        vf scale = before == -INFINITY ? vf_zero() : vf_exp2(vf_set(before) - base);
+        float m = max_lane(most);
+        before[i] = b->part.m[r];
+        m = before[i] > m ? before[i] : m;
+        b->part.m[r] = m;
+        base[i] = m == -INFINITY ? 0.0f : m; /* -inf - 0, never -inf + inf */
+    }
+    for (int64_t i = 0; i < rows; i += VF_WIDTH) {
+        int n = (int)min_i64(VF_WIDTH, rows - i);
+        vf old = vf_load_n(before + i, n);
+        vf scale = vf_exp2(old - vf_load_n(base + i, n));
+        vf_store_n(correction + i,
+                   vf_select(vf_less(minus, old) | vf_is_nan(old), scale, vf_zero()), n);
+    }
+    for (int64_t i = 0; i < rows; i++) {
+        float *s = b->s + i * KEY_BLOCK;
+        int64_t r = r0 + i;
         vf sum = vf_zero();
         for (int64_t v = from; v < to; v++) {
-            vf p = vf_exp2(vf_load(s + v * VF_WIDTH) - base);
+            vf p = vf_exp2(vf_load(s + v * VF_WIDTH) - vf_set(base[i]));
             sum += p;
             vf_store(s + v * VF_WIDTH, p);
         }
-        vf_store(b->part.l + r * VF_WIDTH, vf_fma(vf_load(b->part.l + r * VF_WIDTH), scale, sum));
-        b->part.m[r] = m;
-        correction[i] = scale[0];
+        float *l = b->part.l + r * VF_WIDTH;
+        vf_store(l, vf_fma(vf_load(l), vf_set(correction[i]), sum));
         if (f->drop_threshold) {
             uint64_t at = attention_dropout_element(&f->c, b->head[r], b->row[r], j0);
             for (int64_t v = from; v < to; v += 2) {
