@@ -135,6 +135,47 @@ static void test_repeats(void **state) {
     problem_free(&p);
 }
 
+/* Where a bias's gradient is one sequence's alone it is stored on the way; an empty second sequence
+ * makes it a pass of its own: the same bits, at any number of threads. */
+static void test_bias_passes(void **state) {
+    (void)state;
+    for (int kind = 0; kind < 4; kind++) {
+        double *once = NULL;
+        int64_t cells = 0;
+        for (int run = 0; run < 3; run++) {
+            struct problem p = {.sequences = run == 1 ? 2 : 1,
+                                .q_length = {130, 0},
+                                .kv_length = {150, 0},
+                                .heads = 4,
+                                .kv_heads = 2,
+                                .width = 24,
+                                .causal = kind % 2,
+                                .dropout = kind / 2 * 0.1f,
+                                .bias_heads = 4,
+                                .seed = kind};
+            problem_make(&p);
+            problem_forward(&p, false);
+            threads_set(run == 2 ? 1 : 3);
+            problem_backward(&p, false);
+            threads_set(0);
+            double *values = tensor_values(&p.dbias);
+            cells = tensor_elements(&p.dbias);
+            if (run == 0) {
+                once = values;
+            } else {
+                assert_memory_equal(once, values, (size_t)cells * sizeof *once);
+                free(values);
+            }
+            problem_free(&p);
+        }
+        double sum = 0;
+        for (int64_t i = 0; i < cells; i++)
+            sum += fabs(once[i]);
+        assert_true(sum > 0);
+        free(once);
+    }
+}
+
 /* A packed batch gives each sequence the bits that it gets alone. */
 static void test_alone(void **state) {
     (void)state;
@@ -261,6 +302,7 @@ int main(void) {
         cmocka_unit_test(test_outliers),     cmocka_unit_test(test_threads),
         cmocka_unit_test(test_repeats),      cmocka_unit_test(test_alone),
         cmocka_unit_test(test_dropout_mask), cmocka_unit_test(test_gaps),
+        cmocka_unit_test(test_bias_passes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

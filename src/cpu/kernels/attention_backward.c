@@ -17,8 +17,10 @@
  *
  * Q (times scale * log2(e)), dO and dQ of a wave of units lie in scratch as dense fp32.
  *
- * The gradient of a bias is dS, summed over sequences (and heads): a second pass makes dS again, a
- * task for each block of keys, which goes over the units in order. */
+ * The gradient of a bias is dS, summed over sequences (and heads). Where there is one sequence and
+ * a matrix for each head, tasks store it as they go; else, or where a softcap stands between dS and
+ * it, a second pass makes dS again, a task for each block of keys, which goes over the units in
+ * order. */
 #include <math.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -46,7 +48,8 @@ struct backward {
     struct attention_call c;
     int64_t group, width, ld;
     float q_factor, softcap, softcap_out, keep_factor, dk_factor;
-    bool adjusted; /* softcap, ALiBi, bias or dropout */
+    bool adjusted;  /* softcap, ALiBi, bias or dropout */
+    bool bias_once; /* each element of dbias is one task's alone, and its dS */
     uint32_t drop_threshold;
     struct philox dropout;
     struct unit unit[WAVE_UNITS];
@@ -405,11 +408,34 @@ static void add_keys(const struct backward *f, const struct unit *u, const struc
     product(n, d, b->ds + at, u->q + (r0 + r) * ld, ld, b->dk + k * f->width, f->width);
 }
 
+/* dbias[head][i][j0 ..] += dS, which is in b, for the rows of one block that see some of the keys.
+ */
+static void add_bias_gradient(const struct backward *f, const struct unit *u, const struct block *b,
+                              int64_t block, int64_t j0, int64_t keys,
+                              const struct extent *extent) {
+    const struct tensor *t = &f->c.dbias;
+    int64_t r0 = block * ROW_BLOCK, count = min_i64(ROW_BLOCK, u->rows - r0);
+    for (int64_t r = 0; r < count; r++) {
+        const struct extent *e = &extent[r / TILE_ROWS];
+        int64_t i = (r0 + r) / f->group, head = u->kv_head * f->group + (r0 + r) % f->group;
+        float *to = (float *)t->data + i * t->stride[1] + j0;
+        if (t->shape[0] > 1)
+            to += head * t->stride[0];
+        const float *ds = b->ds + r * KEY_BLOCK;
+        for (int64_t j = e->from / VF_WIDTH * VF_WIDTH; j < e->to; j += VF_WIDTH) {
+            int n = (int)min_i64(VF_WIDTH, keys - j);
+            vf_store_n(to + j, vf_load_n(to + j, n) + vf_load(ds + j), n);
+        }
+    }
+}
+
 static void row_block(const struct backward *f, const struct unit *u, const struct block *b,
                       int64_t block, int64_t j0, int64_t keys) {
     int64_t d = f->c.width, r0 = block * ROW_BLOCK, ld = f->ld;
     struct extent extent[ROW_BLOCK / 4];
     block_scores(f, u, b, block, j0, keys, f->adjusted ? SCORES_ANY : SCORES_PLAIN, extent);
+    if (f->bias_once)
+        add_bias_gradient(f, u, b, block, j0, keys, extent);
     /* Key tile by key tile: plain from the first row that sees one of its keys on, else runs of
      * tiles of rows that do. */
     int64_t first = ROW_BLOCK, last = 0; /* rows with extent lie in [first, last) */
@@ -523,27 +549,6 @@ static void run_tasks(void *arg, int64_t begin, int64_t end, int worker) {
 
 /* ------------------------------------------------------------------ gradient of the bias */
 
-/* dbias[head][i][j0 ..] += dS for the rows of one block that see some of the keys. */
-static void add_bias_gradient(const struct backward *f, const struct unit *u, const struct block *b,
-                              int64_t block, int64_t j0, int64_t keys) {
-    const struct tensor *t = &f->c.dbias;
-    struct extent extent[ROW_BLOCK / 4];
-    block_scores(f, u, b, block, j0, keys, SCORES_BIAS, extent);
-    int64_t r0 = block * ROW_BLOCK, count = min_i64(ROW_BLOCK, u->rows - r0);
-    for (int64_t r = 0; r < count; r++) {
-        const struct extent *e = &extent[r / TILE_ROWS];
-        int64_t i = (r0 + r) / f->group, head = u->kv_head * f->group + (r0 + r) % f->group;
-        float *to = (float *)t->data + i * t->stride[1] + j0;
-        if (t->shape[0] > 1)
-            to += head * t->stride[0];
-        const float *ds = b->ds + r * KEY_BLOCK;
-        for (int64_t j = e->from / VF_WIDTH * VF_WIDTH; j < e->to; j += VF_WIDTH) {
-            int n = (int)min_i64(VF_WIDTH, keys - j);
-            vf_store_n(to + j, vf_load_n(to + j, n) + vf_load(ds + j), n);
-        }
-    }
-}
-
 /* Task (key block, key/value head; all heads where the bias has one). */
 static void run_bias(void *arg, int64_t begin, int64_t end, int worker) {
     const struct backward *f = arg;
@@ -559,8 +564,11 @@ static void run_bias(void *arg, int64_t begin, int64_t end, int worker) {
             int64_t i = next_rows(f, u, 0, j0, keys);
             if (i < u->row_blocks)
                 pack_block(f, u, &b, j0, keys, false);
-            for (; i < u->row_blocks; i = next_rows(f, u, i + 1, j0, keys))
-                add_bias_gradient(f, u, &b, i, j0, keys);
+            for (; i < u->row_blocks; i = next_rows(f, u, i + 1, j0, keys)) {
+                struct extent extent[ROW_BLOCK / 4];
+                block_scores(f, u, &b, i, j0, keys, SCORES_BIAS, extent);
+                add_bias_gradient(f, u, &b, i, j0, keys, extent);
+            }
         }
     }
 }
@@ -608,7 +616,7 @@ static void wave_run(struct backward *f, bool serial) {
     for (int64_t i = 0; i < f->units; i++)
         blocks += f->unit[i].row_blocks;
     int64_t tasks = groups * f->interleave * f->most_blocks, bias = 0;
-    if (f->c.dbias.data)
+    if (f->c.dbias.data && !f->bias_once)
         bias = f->most_blocks * (f->c.dbias.shape[0] > 1 ? f->c.kv_heads : 1);
     if (serial) {
         prepare_rows(f, 0, blocks, 0);
@@ -647,6 +655,8 @@ static tril_status backward(struct op_context *ctx, const struct tensor *args, c
     f.softcap_out = p->softcap * (float)LOG2E;
     f.dk_factor = p->softcap > 0 ? p->softcap : (float)(1 / LOG2E);
     f.adjusted = p->softcap > 0 || c->slopes.data || c->bias.data || p->dropout > 0;
+    f.bias_once =
+        c->dbias.data && c->dbias.shape[0] == c->heads && c->sequences == 1 && p->softcap == 0;
     f.keep_factor = 1 / (1 - p->dropout);
     f.drop_threshold = (uint32_t)ceilf(p->dropout * 0x1p24f);
     f.dropout = philox_begin(&c->key);
