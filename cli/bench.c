@@ -42,6 +42,9 @@ static void print_json(const struct tril_bench_options *o, const struct tril_ben
         json_object_set_new(root, "bandwidth_fraction", json_real(r->bandwidth_fraction));
         json_object_set_new(root, "anonymous_bytes", json_real(r->anonymous_bytes));
         json_object_set_new(root, "parameters", json_real(r->parameters));
+        if (strcmp(o->what, "decode") == 0)
+            json_object_set_new(root, "kv_dtype",
+                                json_string(o->kv_dtype ? o->kv_dtype : o->dtype));
     }
     json_print(root);
 }
@@ -98,6 +101,8 @@ int cmd_bench(int argc, char **argv) {
         {"dtype", "TYPE", "", OPTION_CHOICE, &o.dtype, 0, 0, "bf16|fp32|fp16"},
         {"recompute", "WHAT", "train: activations computed again", OPTION_CHOICE, &o.recompute, 0,
          0, "none|selective|full"},
+        {"kv-dtype", "TYPE", "decode: of the cache (--dtype)", OPTION_CHOICE, &o.kv_dtype, 0, 0,
+         "fp32|bf16|q8"},
         {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|cuda|reference"},
         {.kind = OPTION_HEADING,
          .help = "Attention (with --batch, --heads, --kv-heads, --seq, --head-dim, --dropout)"},
@@ -116,8 +121,6 @@ int cmd_bench(int argc, char **argv) {
          OPTION_FLAG, &a.decode, 0, 0, NULL},
         {"cache", "N", "keys in the cache (8192)", OPTION_INT, &a.cache, 1, 1e9, NULL},
         {"page", "P", "rows of a page (default: contiguous)", OPTION_INT, &a.page, 1, 65536, NULL},
-        {"kv-dtype", "TYPE", "of the cache (--dtype)", OPTION_CHOICE, &a.kv_dtype, 0, 0,
-         "fp32|bf16|q8"},
         {.kind = OPTION_HEADING, .help = "How"},
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
         {"json", NULL, "print one JSON object", OPTION_FLAG, &json, 0, 0, NULL},
@@ -159,6 +162,7 @@ int cmd_bench(int argc, char **argv) {
         a.batch = o.batch;
         a.steps = o.steps;
         a.dtype = o.dtype;
+        a.kv_dtype = o.kv_dtype;
         a.seq = o.seq > 0 ? o.seq : 1024;
         a.heads = m->heads > 0 ? m->heads : 8;
         a.kv_heads = m->kv_heads > 0 ? m->kv_heads : 0;

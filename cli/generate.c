@@ -107,6 +107,8 @@ int cmd_generate(int argc, char **argv) {
         {.kind = OPTION_HEADING, .help = "How"},
         {"dtype", "TYPE", "arithmetic of the matrices", OPTION_CHOICE, &e.dtype, 0, 0,
          "bf16|fp32|fp16"},
+        {"kv-dtype", "TYPE", "of the key/value cache; q8: 8 bits (--dtype)", OPTION_CHOICE,
+         &e.kv_dtype, 0, 0, "fp32|bf16|q8"},
         {"device", "NAME", "", OPTION_CHOICE, &e.device, 0, 0, "cpu|cuda|reference"},
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
         {"quiet", NULL, "no figures at the end", OPTION_FLAG, &quiet, 0, 0, NULL},

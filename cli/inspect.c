@@ -319,6 +319,8 @@ int cmd_inspect(int argc, char **argv) {
         {"seq", "T", "tokens a row (default: the context; shapes: 16)", OPTION_INT, &m.seq, 1, 1e9,
          NULL},
         {"dtype", "TYPE", "", OPTION_CHOICE, &m.dtype, 0, 0, "bf16|fp32"},
+        {"kv-dtype", "TYPE", "of the key/value cache (--dtype)", OPTION_CHOICE, &m.kv_dtype, 0, 0,
+         "fp32|bf16|q8"},
         {"recompute", "WHAT", "", OPTION_CHOICE, &m.recompute, 0, 0, "none|selective|full"},
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
         {"json", NULL, "print JSON", OPTION_FLAG, &json, 0, 0, NULL},

@@ -21,6 +21,7 @@ struct tril_bench_options {
     const char *dtype;  /* "bf16" | "fp32" */
     const char *recompute;
     const char *device;
+    const char *kv_dtype; /* decode: of the cache, "fp32" | "bf16" | "q8"; NULL: as dtype */
 };
 
 #define TRIL_BENCH_MAX_PRODUCTS 32

@@ -34,6 +34,10 @@ struct tril_engine_options {
     /* As in eval.h. NULL: none. */
     const struct tril_model_overrides *overrides;
     const char *ablate; /* parts to switch off, as in eval.h; NULL: none */
+    /* Of the key/value cache: "fp32" | "bf16" | "q8" (8-bit integers with a scale for each row and
+     * head: a little over half of bf16's memory); NULL: as dtype. Not with a stream or retrieval.
+     */
+    const char *kv_dtype;
 };
 tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_options *options,
                              struct tril_error *err);

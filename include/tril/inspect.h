@@ -46,6 +46,7 @@ struct tril_memory_options {
                             * their length */
     const char *dtype;     /* "bf16" | "fp32" */
     const char *recompute; /* "none" | "selective" | "full" */
+    const char *kv_dtype;  /* inference: "fp32" | "bf16" | "q8"; NULL: as dtype */
 };
 struct tril_memory {
     double weights, masters, gradients, optimiser, activations, packings, logits, cache, other;

@@ -61,6 +61,7 @@ tril_status tril_bench(const struct tril_bench_options *o, struct tril_bench_res
         return error_set(err, TRIL_ERR_ARGUMENT,
                          "there is no benchmark '%s': train, prefill, decode or gemm", o->what);
     TRY(device_dtype(&c.dtype, o->dtype, err));
+    TRY(cache_dtype_parse(&c.cache, o->kv_dtype, c.dtype, err));
     TRY(recompute_parse(&c.recompute, o->recompute, err));
     TRY(source_config(&o->source, &config, err));
     c.seq = o->seq > 0 ? o->seq : config.context < 512 ? config.context : 512;

@@ -6,6 +6,7 @@
 
 #include "api/attention.h"
 #include "api/device.h"
+#include "api/source.h"
 #include "base/memory.h"
 #include "base/system.h"
 #include "base/threads.h"
@@ -260,7 +261,7 @@ static tril_status bench_cache(const struct tril_bench_attention_options *o,
     struct visible_set rules = {0};
     double *seconds = NULL;
     int64_t hidden = 0;
-    enum dtype act = DT_F32, kv = DT_F32;
+    enum dtype act, kv;
     tril_status st = TRIL_OK;
     struct attention_params params = {.scale = 1 / sqrtf((float)d),
                                       .softcap = (float)o->softcap,
@@ -274,14 +275,12 @@ static tril_status bench_cache(const struct tril_bench_attention_options *o,
         return error_set(err, TRIL_ERR_ARGUMENT,
                          "decoding takes 1 to 65536 sequences and heads (a multiple of the "
                          "key/value heads), widths to 256, --cache of 1 to 2^28 keys");
-    bool q8 = o->kv_dtype && strcmp(o->kv_dtype, "q8") == 0;
-    if (!dtype_parse(o->dtype ? o->dtype : "bf16", &act) || (act != DT_F32 && act != DT_BF16) ||
-        (!q8 && (!dtype_parse(o->kv_dtype ? o->kv_dtype : dtype_name(act), &kv) ||
-                 (kv != DT_F32 && kv != DT_BF16))))
-        return error_set(err, TRIL_ERR_ARGUMENT,
-                         "decoding takes fp32 or bf16 queries, and a cache of fp32, bf16 or q8");
-    if (q8)
-        kv = DT_I8;
+    if (!dtype_parse(o->dtype ? o->dtype : "bf16", &act) || (act != DT_F32 && act != DT_BF16))
+        return error_set(err, TRIL_ERR_ARGUMENT, "decoding takes fp32 or bf16 queries");
+    st = cache_dtype_parse(&kv, o->kv_dtype, act, err);
+    if (st != TRIL_OK)
+        return st;
+    bool q8 = kv == DT_I8;
     if (o->implementation && strcmp(o->implementation, "flash") != 0 &&
         strcmp(o->implementation, "fused") != 0)
         return error_set(err, TRIL_ERR_ARGUMENT, "decoding is timed for flash or fused, not %s",

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "api/device.h"
+#include "api/source.h"
 #include "infer/generator.h"
 #include "model/ablate.h"
 
@@ -22,6 +23,7 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
     struct model_config config;
     struct tril_error tokenizer_error;
     tril_status st = TRIL_OK;
+    enum dtype cache;
     struct tril_engine *e = calloc(1, sizeof *e);
     *out = NULL;
     if (!e)
@@ -43,6 +45,13 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
                       "it needs it: choose it or a stream");
         goto done;
     }
+    TRY(cache_dtype_parse(&cache, o->kv_dtype, options.dtype, err));
+    if (cache != options.dtype && (o->retrieve > 0 || o->stream_window > 0)) {
+        st = error_set(err, TRIL_ERR_ARGUMENT,
+                       "streams and retrieval keep their cache in the model's dtype: leave out "
+                       "--kv-dtype, or them");
+        goto done;
+    }
     TRY(device_open(&e->ctx, o->device, err));
     TRY(model_config_read(&config, o->model, err));
     if (o->context > config.context && config.position != POSITION_LEARNED)
@@ -61,7 +70,7 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
     else if (stream.window > 0)
         TRY(session_create_stream(&e->session, e->model, &stream, 0, err));
     else
-        TRY(session_create(&e->session, e->model, o->context, 0, err));
+        TRY(session_create_as(&e->session, e->model, o->context, 0, cache, err));
     *out = e;
 done:
     if (st != TRIL_OK)

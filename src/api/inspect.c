@@ -26,6 +26,14 @@ done:
     return st;
 }
 
+tril_status cache_dtype_parse(enum dtype *out, const char *name, enum dtype usual,
+                              struct tril_error *err) {
+    *out = name && strcmp(name, "q8") == 0 ? DT_I8 : usual;
+    if (!name || *out == DT_I8 || (dtype_parse(name, out) && (*out == DT_F32 || *out == DT_BF16)))
+        return TRIL_OK;
+    return error_set(err, TRIL_ERR_ARGUMENT, "a cache holds fp32, bf16 or q8, not '%.40s'", name);
+}
+
 tril_status recompute_parse(enum recompute *out, const char *name, struct tril_error *err) {
     static const char *const names[] = {"none", "selective", "full"};
     *out = RECOMPUTE_NONE;
@@ -86,12 +94,14 @@ tril_status tril_inspect_memory(const struct tril_model_source *source,
     struct model_options options = {.training = o->training, .dtype = DT_BF16};
     struct memory_plan p;
     enum recompute recompute;
+    enum dtype cache;
     tril_status st = TRIL_OK;
     TRY(source_config(source, &c, err));
     if (o->dtype && !dtype_parse(o->dtype, &options.dtype)) {
         st = error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16 or fp32, not '%s'", o->dtype);
         goto done;
     }
+    TRY(cache_dtype_parse(&cache, o->kv_dtype, options.dtype, err));
     int64_t batch = o->batch > 0 ? o->batch : 1, seq = o->seq > 0 ? o->seq : c.context;
     if (batch > 1 << 24 || seq > 1 << 30) {
         st = error_set(err, TRIL_ERR_ARGUMENT, "--batch and --seq are beyond what can be planned");
@@ -105,7 +115,7 @@ tril_status tril_inspect_memory(const struct tril_model_source *source,
                                   .max_rows = o->training ? 0 : batch,
                                   .backward = o->training,
                                   .recompute = recompute};
-    TRY(model_memory_plan(&c, &options, &w, o->training ? 0 : batch, o->training ? 0 : seq,
+    TRY(model_memory_plan(&c, &options, &w, o->training ? 0 : batch, o->training ? 0 : seq, cache,
                           backend_cpu(), &p, err));
     *out = (struct tril_memory){p.weights,  p.masters, p.gradients, p.optimiser, p.activations,
                                 p.packings, p.logits,  p.cache,     p.other,     p.total};

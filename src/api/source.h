@@ -12,5 +12,8 @@ tril_status source_config(const struct tril_model_source *s, struct model_config
 void model_info_fill(struct tril_model_info *info, const struct model_config *c);
 /* "none" (NULL), "selective", "full". */
 tril_status recompute_parse(enum recompute *out, const char *name, struct tril_error *err);
+/* "fp32", "bf16", "q8" (8-bit integers with a scale for each row and head); NULL: `usual`. */
+tril_status cache_dtype_parse(enum dtype *out, const char *name, enum dtype usual,
+                              struct tril_error *err);
 
 #endif

@@ -17,8 +17,8 @@ struct session {
 };
 
 static tril_status create(struct session **out, struct model *m, int64_t capacity, int64_t prefill,
-                          const struct session_stream *stream, const struct kv_retrieve *retrieve,
-                          struct tril_error *err) {
+                          enum dtype cache, const struct session_stream *stream,
+                          const struct kv_retrieve *retrieve, struct tril_error *err) {
     tril_status st = TRIL_OK;
     struct session *s = calloc(1, sizeof *s);
     *out = NULL;
@@ -39,11 +39,11 @@ static tril_status create(struct session **out, struct model *m, int64_t capacit
         goto done;
     }
     if (stream)
-        TRY(kv_cache_create_stream(&s->cache, m, 1, s->capacity, m->dtype, err));
+        TRY(kv_cache_create_stream(&s->cache, m, 1, s->capacity, cache, err));
     else if (retrieve)
-        TRY(kv_cache_create_retrieve(&s->cache, m, 1, s->capacity, m->dtype, retrieve, err));
+        TRY(kv_cache_create_retrieve(&s->cache, m, 1, s->capacity, cache, retrieve, err));
     else
-        TRY(kv_cache_create(&s->cache, m, 1, s->capacity, s->chunk, m->dtype, err));
+        TRY(kv_cache_create(&s->cache, m, 1, s->capacity, s->chunk, cache, err));
     TRY(workspace_create(&s->workspace, m, &options, err));
     *out = s;
 done:
@@ -54,13 +54,18 @@ done:
 
 tril_status session_create(struct session **out, struct model *m, int64_t capacity, int64_t prefill,
                            struct tril_error *err) {
-    return create(out, m, capacity, prefill, NULL, NULL, err);
+    return create(out, m, capacity, prefill, m->dtype, NULL, NULL, err);
+}
+
+tril_status session_create_as(struct session **out, struct model *m, int64_t capacity,
+                              int64_t prefill, enum dtype cache, struct tril_error *err) {
+    return create(out, m, capacity, prefill, cache, NULL, NULL, err);
 }
 
 tril_status session_create_retrieve(struct session **out, struct model *m, int64_t capacity,
                                     int64_t prefill, const struct kv_retrieve *r,
                                     struct tril_error *err) {
-    return create(out, m, capacity, prefill, NULL, r, err);
+    return create(out, m, capacity, prefill, m->dtype, NULL, r, err);
 }
 
 double session_found(const struct session *s) {
@@ -98,7 +103,7 @@ tril_status session_create_stream(struct session **out, struct model *m,
                          "at least %lld",
                          (long long)segment,
                          (long long)((reach + s.stride + segment - 1) / segment * segment));
-    return create(out, m, s.sinks + s.window, prefill, &s, NULL, err);
+    return create(out, m, s.sinks + s.window, prefill, m->dtype, &s, NULL, err);
 }
 
 void session_free(struct session *s) {

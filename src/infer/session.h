@@ -18,6 +18,9 @@ struct session;
  * chunk computed at once (0: 512). */
 tril_status session_create(struct session **out, struct model *m, int64_t capacity, int64_t prefill,
                            struct tril_error *err);
+/* The same with keys and values in another dtype than the model's (kv_cache_create). */
+tril_status session_create_as(struct session **out, struct model *m, int64_t capacity,
+                              int64_t prefill, enum dtype cache, struct tril_error *err);
 /* A stream (Xiao et al. 2023) never fills up: it holds its first `sinks` tokens and the last ones,
  * at most `window`; when these are full, the oldest `stride` of them leave at once, so that between
  * window - stride + 1 and window tokens are seen beside the sinks. Positions are places in the

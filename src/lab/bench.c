@@ -139,7 +139,7 @@ static tril_status inference_create(struct inference *x, const struct bench_call
         config.context = capacity;
     TRY(model_create(&x->m, &config, &options, c->ctx, err));
     TRY(model_init(x->m, 1, err));
-    TRY(kv_cache_create(&x->cache, x->m, c->batch, capacity, c->seq, c->dtype, err));
+    TRY(kv_cache_create(&x->cache, x->m, c->batch, capacity, c->seq, c->cache, err));
     TRY(workspace_create(&x->w, x->m, &wo, err));
     TRY(random_batch(&x->b, c->batch, c->seq, config.vocab, err));
     x->slots = malloc((size_t)c->batch * sizeof *x->slots);
@@ -200,7 +200,9 @@ static double decode_bytes(const struct bench_call *c, double tokens_cached) {
     struct model_counts n;
     double size = (double)dtype_size(c->dtype), kv;
     model_count(c->config, c->seq, &n);
-    kv = 2.0 * (double)(c->config->layers * c->config->kv_heads * c->config->head_dim) * size *
+    kv = 2.0 * (double)(c->config->layers * c->config->kv_heads) *
+         (double)(c->config->head_dim * (int64_t)dtype_size(c->cache) +
+                  (c->cache == DT_I8 ? (int64_t)sizeof(float) : 0)) *
          tokens_cached * (double)c->batch;
     double head = n.head > 0 ? n.head : n.embedding;
     return (n.attention + n.ffn + head) * size + n.norms * 4 + kv;

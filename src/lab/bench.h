@@ -9,7 +9,7 @@ struct bench_call {
     struct op_context *ctx;
     const struct model_config *config;
     int64_t batch, seq, steps;
-    enum dtype dtype;
+    enum dtype dtype, cache; /* cache: of keys and values */
     enum recompute recompute;
     double (*read_pass)(void *probe); /* bytes/s of reading memory once more, now; decoding only */
     void *probe;

@@ -99,6 +99,8 @@ struct attention_inputs attention_inputs_make(const struct pass *p, int layer,
         .q = v->q,
         .k = v->k,
         .v = v->v,
+        .k_scale = v->k_scale,
+        .v_scale = v->v_scale,
         .q_offsets = p->offsets,
         .kv_start = p->kv_start,
         .kv_length = p->kv_length,
@@ -221,8 +223,17 @@ tril_status cache_forward(struct pass *p, int l, struct qkv_views *v, struct tri
     const int mixer = p->m->config.layer_mixer[l];
     const struct tensor k = cache_view(p, l, c->layer[l].k), rows = cache_rows(p, l);
     const struct tensor values = cache_view(p, l, c->layer[l].v);
-    TRY(cache_store(p->ctx, v->k, rows, k, err));
-    TRY(cache_store(p->ctx, v->v, rows, values, err));
+    if (c->dtype == DT_I8) {
+        struct tensor k_scale = tensor_2d(c->layer[l].k_scale, DT_F32, k.shape[0], c->kv_heads);
+        struct tensor v_scale = tensor_2d(c->layer[l].v_scale, DT_F32, k.shape[0], c->kv_heads);
+        TRY(cache_store_quantised(p->ctx, v->k, rows, k, k_scale, err));
+        TRY(cache_store_quantised(p->ctx, v->v, rows, values, v_scale, err));
+        v->k_scale = k_scale;
+        v->v_scale = v_scale;
+    } else {
+        TRY(cache_store(p->ctx, v->k, rows, k, err));
+        TRY(cache_store(p->ctx, v->v, rows, values, err));
+    }
     if (c->roll[mixer].twice) {
         TRY(cache_store(p->ctx, v->k, p->roll_again[mixer], k, err));
         TRY(cache_store(p->ctx, v->v, p->roll_again[mixer], values, err));

@@ -86,9 +86,10 @@ tril_status norm_backward(struct pass *p, struct norm_site site, struct tensor d
 
 /* q, k and v of a layer as the attention operation takes them: [N, H or K, d] views. */
 struct qkv_views {
-    struct tensor q, k, v;        /* normalised and rotated */
-    struct tensor raw_q, raw_k;   /* as the product gave them (the same without qk-norm) */
-    struct tensor q_rstd, k_rstd; /* with qk-norm */
+    struct tensor q, k, v;          /* normalised and rotated */
+    struct tensor raw_q, raw_k;     /* as the product gave them (the same without qk-norm) */
+    struct tensor q_rstd, k_rstd;   /* with qk-norm */
+    struct tensor k_scale, v_scale; /* of a cache of i8, where it stands in the place of k and v */
 };
 struct qkv_views qkv_views_make(const struct pass *p, int layer);
 struct qkv_views qkv_gradient_views(const struct pass *p); /* q, k, v alone: of A_DQKV */

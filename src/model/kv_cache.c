@@ -65,6 +65,14 @@ static int64_t layer_bytes(const struct model_config *c, int64_t layer, int64_t 
     return aligned(bytes);
 }
 
+/* Bytes of the scales of k, and as many of v, where they are i8. */
+static int64_t scale_bytes(const struct model_config *c, int64_t layer, int64_t slots, int64_t rows,
+                           enum dtype dtype) {
+    if (dtype != DT_I8 || has_sums(c, layer))
+        return 0;
+    return aligned(slots * rows * c->kv_heads * (int64_t)sizeof(float));
+}
+
 static int64_t cache_bytes(const struct model_config *c, int64_t slots, int64_t capacity,
                            int64_t most, enum dtype dtype, bool stream) {
     int64_t bytes = 0, rows[MODEL_MOST_MIXERS];
@@ -77,7 +85,8 @@ static int64_t cache_bytes(const struct model_config *c, int64_t slots, int64_t 
         if (n < 0)
             return INT64_MAX;
         bytes += has_sums(c, l) ? n : has_raw(c, l, stream) ? 3 * n : 2 * n;
-        bytes += positions_bytes(c, l, dtype_size(dtype) == 2 ? DT_F32 : dtype);
+        bytes += 2 * scale_bytes(c, l, slots, rows[c->layer_mixer[l]], dtype);
+        bytes += positions_bytes(c, l, dtype_size(dtype) <= 2 ? DT_F32 : dtype);
     }
     return bytes;
 }
@@ -116,9 +125,16 @@ static tril_status create(struct kv_cache **out, const struct model *m, int64_t 
     tril_status st;
     const struct model_config *config = &m->config;
     *out = NULL;
-    if (dtype != DT_F32 && dtype != DT_BF16 && dtype != m->dtype)
+    bool recalls = stream;
+    for (int64_t l = 0; l < config->layers; l++)
+        recalls = recalls || mixer_recalls(model_mixer(config, l));
+    if (dtype == DT_I8 && recalls)
         return error_set(err, TRIL_ERR_UNSUPPORTED,
-                         "a key/value cache cannot hold %s; choose fp32 or bf16",
+                         "keys of 8 bits can neither be rotated anew nor recalled by recurrence "
+                         "and memory layers; choose a cache of fp32 or bf16");
+    if (dtype != DT_F32 && dtype != DT_BF16 && dtype != DT_I8 && dtype != m->dtype)
+        return error_set(err, TRIL_ERR_UNSUPPORTED,
+                         "a key/value cache cannot hold %s; choose fp32, bf16 or 8 bits",
                          dtype_name(dtype));
     int64_t bytes = slots < 1 || capacity < 1 || slots > INT32_MAX / 2 / capacity
                         ? INT64_MAX
@@ -163,6 +179,12 @@ static tril_status create(struct kv_cache **out, const struct model *m, int64_t 
                 c->layer[l].raw = at += n;
         }
         at += n;
+        if (scale_bytes(config, l, slots, rows, dtype) > 0) {
+            c->layer[l].k_scale = (float *)(void *)at;
+            at += scale_bytes(config, l, slots, rows, dtype);
+            c->layer[l].v_scale = (float *)(void *)at;
+            at += scale_bytes(config, l, slots, rows, dtype);
+        }
         if (positions_bytes(config, l, m->dtype) > 0) {
             c->layer[l].r = at;
             at += positions_bytes(config, l, m->dtype);
@@ -204,6 +226,11 @@ tril_status kv_cache_create_retrieve(struct kv_cache **out, const struct model *
     int64_t seen = r->first + r->last + r->top;
     TRY(create(out, m, slots, capacity, 0, dtype, false, err));
     struct kv_cache *c = *out;
+    if (dtype == DT_I8) {
+        st = error_set(err, TRIL_ERR_UNSUPPORTED,
+                       "a cache of 8 bits cannot be searched; choose fp32 or bf16 for retrieval");
+        goto done;
+    }
     if (r->top < 1 || r->block < 1 || r->block > capacity || r->first < 0 || r->last < 1 ||
         seen > INT32_MAX / r->block || (slots > 1 && capacity % r->block)) {
         st = error_set(err, TRIL_ERR_ARGUMENT,

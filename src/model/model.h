@@ -132,6 +132,7 @@ struct kv_layer {
     bool r_made;       /* they are there */
     float *low, *high; /* retrieval: bounds of the keys by blocks, or NULL */
     float *sums;       /* [slots, K, d, d + 1], or NULL */
+    float *k_scale, *v_scale; /* [slots * kv_roll_rows(), K] of a cache of i8, or NULL */
 };
 /* Decoding over a part of the cache: ops.h, retrieve. */
 struct kv_retrieve {
@@ -184,7 +185,8 @@ struct kv_cache {
     int32_t *list;    /* host, [capacity] */
 };
 /* most: tokens of a sequence that a call may bring (0: up to the capacity); the fewer, the less a
- * rolling layer needs. */
+ * rolling layer needs. dtype: the model's, fp32, bf16, or i8: each head of a row as 8-bit integers
+ * and a scale (cache_store_quantised), for layers that recall nothing. */
 tril_status kv_cache_create(struct kv_cache **out, const struct model *m, int64_t slots,
                             int64_t capacity, int64_t most, enum dtype dtype,
                             struct tril_error *err);
@@ -288,8 +290,9 @@ struct memory_plan {
 };
 tril_status model_memory_plan(const struct model_config *c, const struct model_options *options,
                               const struct workspace_options *w, int64_t cache_slots,
-                              int64_t cache_capacity, const struct backend *backend,
-                              struct memory_plan *out, struct tril_error *err);
+                              int64_t cache_capacity, enum dtype cache_dtype,
+                              const struct backend *backend, struct memory_plan *out,
+                              struct tril_error *err);
 
 /* Parameters and FLOPs by part. MFU's count: 6 N + 6 L D T per trained token, N with the head and
  * without embedding look-ups. */

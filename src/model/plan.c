@@ -91,8 +91,9 @@ void model_count(const struct model_config *c, int64_t T, struct model_counts *o
 
 tril_status model_memory_plan(const struct model_config *c, const struct model_options *options,
                               const struct workspace_options *w, int64_t cache_slots,
-                              int64_t cache_capacity, const struct backend *backend,
-                              struct memory_plan *out, struct tril_error *err) {
+                              int64_t cache_capacity, enum dtype cache_dtype,
+                              const struct backend *backend, struct memory_plan *out,
+                              struct tril_error *err) {
     tril_status st;
     struct param_table t = {0};
     struct memory_plan p = {0};
@@ -124,7 +125,7 @@ tril_status model_memory_plan(const struct model_config *c, const struct model_o
     }
     if (cache_slots > 0)
         p.cache = (double)kv_cache_bytes(c, cache_slots, cache_capacity, w ? w->max_tokens : 0,
-                                         options->dtype);
+                                         cache_dtype);
     if (w && w->carry)
         p.cache += (double)carry_bytes(c, w->max_sequences, options->dtype);
     p.other += size * (double)(model_distances(c) * c->dim);

@@ -143,6 +143,12 @@ code=0
 for name in forward_ms backward_ms forward_flops_per_s backward_flops_per_s peak_flops extra_bytes bytes_moved block_q; do
     grep -q "\"$name\"" "$dir/bench.json"
 done
+"$tril" bench attention --heads 2 --seq 200 --head-dim 16 --steps 1 --forward-only --dtype fp32 --block 48,32 --json >"$dir/bench.json"
+grep -q '"block_q": *48' "$dir/bench.json"
+grep -q '"block_k": *32' "$dir/bench.json"
+code=0
+"$tril" bench attention --block 48 2>"$dir/err" || code=$?
+[ $code = 2 ] && grep -q -- '--block' "$dir/err"
 code=0
 "$tril" bench attention --heads 3 --kv-heads 2 2>"$dir/err" || code=$?
 [ $code = 2 ] && grep -q 'multiple' "$dir/err"

@@ -699,7 +699,7 @@ static void test_plan(void **state) {
     struct memory_plan plan;
     const struct workspace_options w = {.max_tokens = 2048, .max_sequences = 1, .backward = true};
     OK(model_memory_plan(&c, &(struct model_options){.dtype = DT_BF16, .training = true}, &w, 0, 0,
-                         backend_reference(), &plan, &err));
+                         DT_BF16, backend_reference(), &plan, &err));
     assert_true(plan.masters >= 4 * n.total && plan.masters < 4.0001 * n.total);
     assert_true(plan.weights == plan.masters / 2 && plan.gradients == plan.masters);
     assert_true(plan.optimiser == 2 * plan.masters && plan.activations > 1e9);
@@ -707,10 +707,13 @@ static void test_plan(void **state) {
                  plan.packings + plan.logits + plan.cache + plan.other;
     assert_true(plan.total == sum);
     OK(model_memory_plan(&c, &(struct model_options){.dtype = DT_BF16, .training = false}, NULL, 4,
-                         2048, backend_reference(), &plan, &err));
+                         2048, DT_BF16, backend_reference(), &plan, &err));
     assert_true(plan.masters == 0 && plan.optimiser == 0 && plan.activations == 0);
     assert_true(plan.weights >= 2 * n.total && plan.weights < 2.001 * n.total);
     assert_true(plan.cache == 4.0 * 2048 * 96 * 12288 * 2 * 2);
+    OK(model_memory_plan(&c, &(struct model_options){.dtype = DT_BF16, .training = false}, NULL, 4,
+                         2048, DT_I8, backend_reference(), &plan, &err));
+    assert_true(plan.cache == 4.0 * 2048 * 96 * 2 * (12288 + 96 * 4)); /* a scale a head */
     /* MFU's count for GPT-2 124M at T = 1024: 6 N + 6 L D T, N without positions. */
     c = preset("gpt2");
     model_count(&c, 1024, &n);
