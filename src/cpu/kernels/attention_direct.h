@@ -341,10 +341,6 @@ static void direct_scores(struct direct *t, const struct direct_block *k, int64_
 
 /* ------------------------------------------------------------------ V */
 
-/* Values of rows that are a multiple of 1 KB apart go so many keys at a time through all channels:
- * their lines, two channel steps each, expel each other from the first-level cache otherwise. */
-#define CLASHING_KEYS 8
-
 /* Two vectors of values: of bf16 the even and the odd channels, else in order. */
 SIMD void direct_pair(const char *row, enum dtype type, int64_t c, vf factor, vf x[2]) {
     if (type == DT_BF16) {
@@ -414,27 +410,18 @@ SIMD void direct_tile_rows(int rows, int64_t d, int64_t n, const float *p, struc
 SIMD void direct_values_as(int64_t rows, int64_t d, int64_t n, const float *p, struct pieces list,
                            float *o, int64_t width, const float *correction, struct direct *w,
                            enum dtype type) {
-    int64_t most = list.step % 1024 == 0 ? CLASHING_KEYS : n;
-    for (int64_t count; n > 0; n -= count) {
-        float *to = o;
-        const float *from = p;
-        count = min_i64(n, most);
-        for (int64_t k, left = rows; left > 0; left -= k, from += k * KEY_BLOCK, to += k * width) {
-            const float *first = correction ? correction + (rows - left) : NULL;
-            k = direct_tile(left);
-            if (k == 6)
-                direct_tile_rows(MOST_TILE, d, count, from, list, to, width, first, w, type);
-            else if (k == 4)
-                direct_tile_rows(4, d, count, from, list, to, width, first, w, type);
-            else if (k == 2)
-                direct_tile_rows(2, d, count, from, list, to, width, first, w, type);
-            else
-                direct_tile_rows(1, d, count, from, list, to, width, first, w, type);
-        }
-        p += count;
-        list.row += count * list.step;
-        list.scale += count;
-        correction = NULL;
+    for (int64_t k; rows > 0; rows -= k, p += k * KEY_BLOCK, o += k * width) {
+        k = direct_tile(rows);
+        if (k == 6)
+            direct_tile_rows(MOST_TILE, d, n, p, list, o, width, correction, w, type);
+        else if (k == 4)
+            direct_tile_rows(4, d, n, p, list, o, width, correction, w, type);
+        else if (k == 2)
+            direct_tile_rows(2, d, n, p, list, o, width, correction, w, type);
+        else
+            direct_tile_rows(1, d, n, p, list, o, width, correction, w, type);
+        if (correction)
+            correction += k;
     }
 }
 static __attribute__((noinline)) void direct_values(int64_t rows, int64_t d, int64_t n,
