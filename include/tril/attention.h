@@ -86,8 +86,8 @@ struct tril_attention {
     enum tril_attention_implementation implementation;
     int threads; /* 0: as they are set for the process */
 
-    /* Query rows and keys that flash's forward takes at a time; 0: chosen. Rows are rounded up to
-     * what the kernels can (at most 96), keys down to 64, 32 or 16, or the least that they can;
+    /* Query rows and keys that flash's forward takes at a time; 0: chosen. Both are rounded up
+     * to what the kernels can: at most 96 rows, and 16, 32 or 64 keys;
      * tril_bench_attention says what was used. Other sizes give results that differ in rounding. */
     int64_t tile_q, tile_k;
 };

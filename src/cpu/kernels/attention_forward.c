@@ -484,7 +484,7 @@ static void wave_run(struct forward *f) {
     parallel_for(tasks, 1, run_merges, f);
 }
 
-/* Keys of a step as the caller wants them: a divisor of KEY_BLOCK in whole panels. */
+/* Keys of a step, as many as the caller wants at least: a divisor of KEY_BLOCK, in whole panels. */
 static int64_t key_step(int64_t wanted, bool amx) {
     int64_t keys = KEY_BLOCK, least = amx ? 32 : PANEL;
     while (wanted > 0 && keys > least && keys / 2 >= wanted)
