@@ -100,8 +100,9 @@ static void test_memory(void **state) {
     (void)state;
     const struct memory_attention_params all = {.scale = 1}, some = {.scale = 0.25f, .segment = 7};
     /* Cases 5 (one row, fp32) and 7 (bf16). */
-    memory(5, (const int64_t[]){1, 2100, 1, 6, 3}, all);   /* eight blocks share a memory */
-    memory(7, (const int64_t[]){2, 1500, 1, 1, 40}, all);  /* and every score is a tie of many */
+    memory(5, (const int64_t[]){1, 2100, 1, 6, 3}, all); /* eight blocks share a memory */
+    for (int64_t top = 97; top < 400; top += 107)        /* and scores at the threshold tie */
+        memory(7, (const int64_t[]){1, 1500, 1, 1, top}, all);
     memory(7, (const int64_t[]){70, 900, 1, 1, 5}, all);   /* ties in lists cut many times */
     memory(7, (const int64_t[]){9, 1400, 1, 4, 500}, all); /* lists that few rows of a block fill */
     memory(7, (const int64_t[]){80, 300, 40, 70, 4}, some);
@@ -127,7 +128,7 @@ static void test_retrieve(void **state) {
         0, (const int64_t[]){1, 900, 2, 1, 140},
         (struct retrieve_params){.scale = 0.1f, .block = 4, .first = 1, .last = 2, .top = 90});
     retrieving(4, (const int64_t[]){2, 1200, 3, 3, 1}, /* bounds that tie */
-               (struct retrieve_params){.scale = 1, .block = 3, .first = 0, .last = 1, .top = 60});
+               (struct retrieve_params){.scale = 1, .block = 1, .first = 0, .last = 1, .top = 200});
     retrieving(
         4, (const int64_t[]){3, 700, 4, 2, 100},
         (struct retrieve_params){.scale = 0.1f, .block = 16, .first = 1, .last = 1, .top = 5});
