@@ -192,20 +192,32 @@ static tril_status check_pages(struct attention_call *c, int64_t s, const char *
     return TRIL_OK;
 }
 
-static tril_status unpack(struct attention_call *c, const struct tensor *step, const char *name,
-                          struct tril_error *err) {
+/* Sizes and parameters. */
+static tril_status check_sizes(struct attention_call *c, const char *name, struct tril_error *err) {
     c->rows = c->q.shape[0];
     c->keys = c->k.shape[0];
     c->heads = c->q.shape[1];
     c->kv_heads = c->k.shape[1];
     c->width = c->q.shape[2];
     c->key = c->params->key;
-    if (step->data)
-        c->key.step = (uint64_t) * (const int64_t *)step->data;
     tril_status st = check_shapes(c, name, err);
     if (st == TRIL_OK && c->pages && c->params->page_size < 1)
         st = error_set(err, TRIL_ERR_ARGUMENT, "%s: a page table needs a page size of 1 or more",
                        name);
+    return st;
+}
+
+tril_status attention_check_unread(struct attention_call *c, const char *name,
+                                   struct tril_error *err) {
+    tril_status st = check_sizes(c, name, err);
+    return st == TRIL_OK ? check_rules(c, name, err) : st;
+}
+
+static tril_status unpack(struct attention_call *c, const struct tensor *step, const char *name,
+                          struct tril_error *err) {
+    tril_status st = check_sizes(c, name, err);
+    if (step->data)
+        c->key.step = (uint64_t) * (const int64_t *)step->data;
     for (int64_t s = 0; s < c->sequences && st == TRIL_OK; s++)
         st = check_sequence(c, s, name, err);
     if (st == TRIL_OK)

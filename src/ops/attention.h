@@ -72,6 +72,12 @@ tril_status attention_unpack_forward(struct attention_call *c, const struct tens
 tril_status attention_unpack_backward(struct attention_call *c, const struct tensor *args,
                                       const struct attention_params *p, struct tril_error *err);
 
+/* What can be checked of a call where its integer arguments cannot be read (they are on a device):
+ * shapes, parameters and the rules' numbers; the rest is the caller's promise. Takes the tensors,
+ * `pages` and `params` of `c`, sets its sizes, key and `plain`. */
+tril_status attention_check_unread(struct attention_call *c, const char *name,
+                                   struct tril_error *err);
+
 /* Row of k and v that holds key j of sequence s. */
 static inline int64_t attention_key_row(const struct attention_call *c, int64_t s, int64_t j) {
     if (!c->pages)

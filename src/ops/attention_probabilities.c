@@ -22,21 +22,6 @@ static const struct op_arg list[] = {
     {"lse", "H N", ARG_IN, .dtypes = DT_MASK(DT_F32)},
     {"p", "R H C", ARG_OUT, .dtypes = DT_MASK(DT_F32)},
 };
-enum {
-    P_Q,
-    P_K,
-    P_OFFSETS,
-    P_START,
-    P_LENGTH,
-    P_PAGES,
-    P_SLOPES,
-    P_BIAS,
-    P_K_SCALE,
-    P_ROWS,
-    P_LSE,
-    P_P,
-    P_ARGS
-};
 
 /* The arguments that attention_forward would have had: all of its checks apply. */
 static void as_forward(const struct tensor *args, struct tensor forward[F_ARGS]) {

@@ -4,6 +4,23 @@
 
 #include "ops/attention.h"
 
+/* Arguments of OP_ATTENTION_PROBABILITIES. */
+enum {
+    P_Q,
+    P_K,
+    P_OFFSETS,
+    P_START,
+    P_LENGTH,
+    P_PAGES,
+    P_SLOPES,
+    P_BIAS,
+    P_K_SCALE,
+    P_ROWS,
+    P_LSE,
+    P_P,
+    P_ARGS
+};
+
 struct probabilities_call {
     struct attention_call c; /* with lse */
     const int32_t *rows;     /* [count] */
