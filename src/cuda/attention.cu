@@ -89,6 +89,64 @@ static tril_status rules_put(struct op_context *ctx, const struct attention_call
 
 /* ------------------------------------------------------------------ forward */
 
+static const int MOST_FOLD = 16; /* the smallest tile's rows */
+static const int FEW_ROWS = 16, MOST_SPLITS = 64, LEAST_CHUNK = 256;
+
+/* Heads into one tile where a key/value head has few query rows. Keys are cut for few rows by the
+ * longest sequence alone, so that a sequence decoded by itself has the bits that it has among
+ * others; for more rows where the blocks would not fill the GPU. Of sizes known on the host only:
+ * what is right does not depend on them. */
+static attention_cut cut_make(const attention_view &a, const struct attention_params *p,
+                              int processors) {
+    attention_cut cut = {1, 0, 1, NULL, NULL};
+    if (a.rows < 1 || a.sequences < 1)
+        return cut;
+    int64_t own = p->max_q > 0 ? p->max_q : (a.rows + a.sequences - 1) / a.sequences;
+    int64_t keys = p->max_kv > 0 ? p->max_kv
+                   : a.pages     ? (int64_t)a.page_columns * a.page_size
+                                 : a.keys;
+    if (a.group <= MOST_FOLD && own * a.group <= 64)
+        cut.fold = a.group;
+    int64_t tiles = a.sequences + (int64_t)a.rows * cut.fold / 64, chunk = LEAST_CHUNK;
+    if (own > FEW_ROWS && tiles * a.heads / cut.fold >= processors)
+        return cut;
+    while (chunk * MOST_SPLITS < keys)
+        chunk *= 2;
+    if (chunk >= keys)
+        return cut;
+    cut.chunk = (int)chunk;
+    cut.splits = (int)((keys + chunk - 1) / chunk);
+    return cut;
+}
+static int64_t cut_bytes(const attention_view &a, const attention_cut &cut) {
+    return cut.splits > 1 ? (int64_t)cut.splits * a.heads * a.rows * (a.width + 2) * 4 : 0;
+}
+
+/* The pieces of every row put together, in their order: a block of 64 threads a row and head. */
+__global__ void attention_combine_kernel(const __grid_constant__ attention_view a,
+                                         const __grid_constant__ attention_cut cut) {
+    int n = blockIdx.x, h = blockIdx.y;
+    int64_t at = (int64_t)h * a.rows + n, stride = (int64_t)a.heads * a.rows;
+    float m = -INFINITY, l = 0.0f, lse;
+    for (int s = 0; s < cut.splits; s++)
+        m = fmaxf(m, cut.part[s * stride + at].x);
+    float base = m == -INFINITY ? 0.0f : m;
+    for (int s = 0; s < cut.splits; s++)
+        l += cut.part[s * stride + at].y * exp2f(cut.part[s * stride + at].x - base);
+    bool sink = a.sink && sequence_of(a, n) >= 0;
+    float factor = attention_finish(m, l, sink ? a.sink + h : nullptr, &lse);
+    for (int t = threadIdx.x; t < a.width; t += 64) {
+        float sum = 0.0f;
+        for (int s = 0; s < cut.splits; s++)
+            if (cut.part[s * stride + at].y != 0.0f)
+                sum += cut.part_o[(s * stride + at) * a.width + t] *
+                       exp2f(cut.part[s * stride + at].x - base);
+        store_any(a.o.data, a.o.dtype, n * a.o.row + h * a.o.head + t, sum * factor);
+    }
+    if (a.lse && threadIdx.x == 0)
+        a.lse[at] = lse;
+}
+
 OP_FN(attention_forward) {
     const struct attention_params *p = (const struct attention_params *)params;
     struct attention_call c = {};
@@ -107,10 +165,19 @@ OP_FN(attention_forward) {
     if (attention_hopper_takes_forward(ctx, args, p))
         return attention_hopper_forward(ctx, args, p, err);
     CUDA_TRY(view_make(&c, &args[F_STEP], "attention_forward", &a, err));
+    attention_cut cut = cut_make(a, p, cuda_state_of(ctx)->processors);
+    int64_t rules = rules_bytes(&c);
     char *scratch = NULL;
-    CUDA_TRY(cuda_scratch(ctx, "attention_forward", rules_bytes(&c), &scratch, err));
+    CUDA_TRY(cuda_scratch(ctx, "attention_forward", rules + cut_bytes(a, cut), &scratch, err));
     CUDA_TRY(rules_put(ctx, &c, scratch, &a, err));
-    return attention_fma_forward(ctx, a, err);
+    cut.part = (float2 *)(scratch + rules);
+    cut.part_o = (float *)(cut.part + cut.splits * c.heads * c.rows);
+    CUDA_TRY(attention_mma_takes_forward(a) ? attention_mma_forward(ctx, a, cut, err)
+                                            : attention_fma_forward(ctx, a, cut, err));
+    if (cut.splits < 2)
+        return TRIL_OK;
+    return cuda_launch(ctx, "attention_forward", err, attention_combine_kernel,
+                       dim3((unsigned)c.rows, (unsigned)c.heads), dim3(64), 0, a, cut);
 }
 
 /* ------------------------------------------------------------------ backward */
@@ -176,7 +243,8 @@ OP_FN(attention_backward) {
     a.delta = (float *)(scratch + rules);
     CUDA_TRY(cuda_launch(ctx, name, err, attention_delta_kernel,
                          dim3(cuda_blocks(c.rows * c.heads, 8)), dim3(256), 0, a));
-    CUDA_TRY(attention_fma_backward(ctx, a, err));
+    CUDA_TRY(attention_mma_takes_backward(a) ? attention_mma_backward(ctx, a, err)
+                                             : attention_fma_backward(ctx, a, err));
     if (a.dbias)
         CUDA_TRY(attention_fma_dbias(ctx, a, err));
     if (a.dsink)

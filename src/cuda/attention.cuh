@@ -280,14 +280,32 @@ __device__ __forceinline__ float attention_finish(float m, float l, const float 
     return 1.0f / l;
 }
 
+/* How a forward is cut: `fold` heads that share a key/value head lie in one tile of rows (row r of
+ * a tile: query r / fold, head r % fold), and keys in pieces of `chunk`, a block each (the last
+ * dimension of the grid), whose results are put together afterwards. */
+struct attention_cut {
+    int fold, chunk, splits; /* splits 1: the output is written at once */
+    float2 *part;            /* [splits, H, N]: maximum and sum of a row, in powers of 2 */
+    float *part_o;           /* [splits, H, N, d], not yet divided by the sum */
+};
+
 /* ------------------------------------------------------------------ bodies
  *
  * In fp32 arithmetic, for everything: attention_fma.cu, attention_fma_backward.cu. */
 tril_status attention_fma_forward(struct op_context *ctx, const attention_view &a,
-                                  struct tril_error *err);
+                                  const attention_cut &cut, struct tril_error *err);
 tril_status attention_fma_backward(struct op_context *ctx, const attention_view &a,
                                    struct tril_error *err);
 tril_status attention_fma_dbias(struct op_context *ctx, const attention_view &a,
                                 struct tril_error *err);
+
+/* On tensor cores: all of q, k, v, o (and their gradients) bf16, or all fp16: attention_mma.cu,
+ * attention_mma_backward.cu. */
+bool attention_mma_takes_forward(const attention_view &a);
+tril_status attention_mma_forward(struct op_context *ctx, const attention_view &a,
+                                  const attention_cut &cut, struct tril_error *err);
+bool attention_mma_takes_backward(const attention_view &a);
+tril_status attention_mma_backward(struct op_context *ctx, const attention_view &a,
+                                   struct tril_error *err);
 
 #endif
