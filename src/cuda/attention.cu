@@ -227,6 +227,8 @@ OP_FN(attention_backward) {
     c.params = p;
     attention_view a = {};
     CUDA_TRY(attention_check_unread(&c, name, err));
+    if (attention_hopper_takes_backward(ctx, args, p))
+        return attention_hopper_backward(ctx, args, p, err);
     CUDA_TRY(view_make(&c, &args[B_STEP], name, &a, err));
     a.dout = heads_of(args[B_DO]);
     a.dq = heads_of(args[B_DQ]);
