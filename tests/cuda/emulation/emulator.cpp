@@ -1,4 +1,5 @@
-/* Fibers, barriers and warps of the emulated GPU. */
+/* Fibers, barriers and warps of the emulated GPU. With EMULATED_RACES the thread sanitizer hears
+ * what orders fibers; this file is not instrumented, as its own state is switched by hand. */
 #include "emulator.h"
 
 #include <cstdarg>
@@ -10,7 +11,7 @@
 #include <ucontext.h>
 #include <vector>
 
-#if defined(__SANITIZE_THREAD__)
+#if defined(EMULATED_RACES)
 #include <sanitizer/tsan_interface.h>
 #endif
 
@@ -47,12 +48,12 @@ static std::deque<fiber> fibers;      /* (their contexts must not move) */
 static std::vector<meeting> meetings; /* [warps * 32] */
 static named_barrier block_barrier, named[NAMED];
 static fiber *current;
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#if defined(EMULATED_RACES) || defined(__SANITIZE_ADDRESS__)
 static ucontext_t scheduler;
 #else
 static jmp_buf scheduler_jump;
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if defined(EMULATED_RACES)
 static void *scheduler_race;
 #endif
 static const std::function<void()> *kernel_body;
@@ -75,7 +76,7 @@ void emulated_fault(const char *format, ...) {
 /* ------------------------------------------------------------------ order, for the sanitizer */
 
 void emulated_order(void *at, bool release) {
-#if defined(__SANITIZE_THREAD__)
+#if defined(EMULATED_RACES)
     if (release)
         __tsan_release(at);
     else
@@ -93,7 +94,7 @@ void emulated_order(void *at, bool release) {
 
 static void to_scheduler() {
     fiber *self = current;
-#if defined(__SANITIZE_THREAD__)
+#if defined(EMULATED_RACES)
     __tsan_switch_to_fiber(scheduler_race, __tsan_switch_to_fiber_no_sync);
     swapcontext(&self->context, &scheduler);
 #elif defined(__SANITIZE_ADDRESS__)
@@ -122,7 +123,7 @@ static void fiber_main() {
 static void resume(fiber *f) {
     current = f;
     emulated_thread = f->thread;
-#if defined(__SANITIZE_THREAD__)
+#if defined(EMULATED_RACES)
     scheduler_race = __tsan_get_current_fiber();
     __tsan_switch_to_fiber(f->race, __tsan_switch_to_fiber_no_sync);
     swapcontext(&scheduler, &f->context);
@@ -143,7 +144,7 @@ static void fiber_make(fiber *f) {
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (f->stack == (char *)MAP_FAILED)
         emulated_fault("no memory for a stack");
-#if defined(__SANITIZE_THREAD__)
+#if defined(EMULATED_RACES)
     f->race = __tsan_create_fiber(0);
 #endif
     getcontext(&f->context);
@@ -327,6 +328,7 @@ const unsigned char *emulated_exchange(unsigned mask, const void *value, size_t 
         emulated_fault("thread %d calls %s with the mask %08x, another lane with %08x",
                        emulated_thread_index(), what, mask, m->mask);
     unsigned generation = m->generation, lanes = (unsigned)__builtin_popcount(mask);
+    emulated_order(m, false); /* after the others' reading of what stood here */
     memcpy(m->slot + lane * SLOT, value, size);
     emulated_order(m, true);
     progress++;
@@ -342,5 +344,6 @@ const unsigned char *emulated_exchange(unsigned mask, const void *value, size_t 
     progress++;
     for (unsigned l = 0; l < WARP; l++)
         memcpy(current->got + l * SLOT, m->slot + l * SLOT, size);
+    emulated_order(m, true);
     return current->got;
 }
