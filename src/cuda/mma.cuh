@@ -12,7 +12,7 @@
 #include "cuda/device.cuh"
 
 #ifdef TRIL_CUDA_EMULATED
-#include "mma_emulated.h"
+#include <mma_emulated.h>
 #else
 
 /* Four 8 x 8 matrices: lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, aligned) in

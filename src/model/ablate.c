@@ -87,14 +87,10 @@ static tril_status ones_make(struct ablation *a, const struct model *m, struct t
     a->ones = malloc((size_t)n * dtype_size(m->dtype));
     if (!a->ones)
         return error_set(err, TRIL_ERR_MEMORY, "not enough memory for an ablation");
-    for (int64_t i = 0; i < n; i++) {
-        if (m->dtype == DT_F64)
-            ((double *)a->ones)[i] = 1;
-        else if (m->dtype == DT_F32)
-            ((float *)a->ones)[i] = 1;
-        else
-            ((uint16_t *)a->ones)[i] = 0x3f80; /* bf16 */
-    }
+    const float one = 1;
+    const size_t size = dtype_size(m->dtype);
+    for (int64_t i = 0; i < n; i++)
+        dtype_convert((char *)a->ones + (size_t)i * size, m->dtype, &one, DT_F32, 1);
     return TRIL_OK;
 }
 

@@ -87,7 +87,7 @@ for f in l g; do [ -s "$dir/$f.safetensors" ] || fail "no logits or gradients"; 
 "$tril" generate --model "$dir/a" --prompt "the cat" --max-tokens 12 --greedy --kv-dtype q8 --quiet | grep -q '^the cat' || fail "no text from a cache of 8 bits"
 code=0
 "$tril" generate --model "$dir/a" --prompt a --kv-dtype q8 --stream-window 8 2>"$dir/err" || code=$?
-[ $code = 2 ] && grep -q 'dtype' "$dir/err" || fail "a stream with a cache of 8 bits"
+{ [ $code = 2 ] && grep -q 'dtype' "$dir/err"; } || fail "a stream with a cache of 8 bits"
 "$tril" generate --model "$dir/a" --prompt "the cat" --max-tokens 4 --greedy --quiet | grep -q '^the cat' || fail "no prompt in the stream"
 for key in text tokens ttft_ms tokens_per_s; do
     grep -q "\"$key\"" "$dir/1.json" || fail "generate lacks $key"
