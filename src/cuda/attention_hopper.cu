@@ -1,12 +1,15 @@
 /* Which calls Hopper's attention takes. */
 #include "cuda/attention_hopper.cuh"
 
-/* Whether this program holds the kernels' code for the GPU: compiled for others only, they are
- * empty. */
+/* Whether this program holds the kernels' code for the GPU (compiled for others, they are empty):
+ * then this kernel, never run, has shared memory. */
 #ifndef TRIL_CUDA_EMULATED
 __global__ void attention_hopper_probe(int *out) {
 #ifdef HOPPER_CODE
-    *out = 1;
+    __shared__ int mark[256];
+    mark[threadIdx.x] = out[threadIdx.x];
+    __syncthreads();
+    out[threadIdx.x] = mark[255 - threadIdx.x];
 #endif
 }
 #endif
@@ -18,7 +21,7 @@ static bool code_is_there() {
     static bool there = [] {
         struct cudaFuncAttributes a;
         if (cudaFuncGetAttributes(&a, attention_hopper_probe) == cudaSuccess)
-            return a.numRegs > 4;
+            return a.sharedSizeBytes >= 256 * sizeof(int);
         (void)cudaGetLastError();
         return false;
     }();

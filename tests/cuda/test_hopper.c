@@ -384,16 +384,46 @@ static const struct hopper_case cases[] = {
     {"window both ways", 64, 1, 1, {210}, {330}, false, 50, BF, 4},
 };
 
+static void check_case(const struct hopper_case *c) {
+    struct problem p;
+    problem_make(&p, c);
+    run_forward(&p);
+    check_forward(&p);
+    run_backward(&p);
+    check_backward(&p);
+    problem_free(&p);
+}
+
 static void test_attention(void **state) {
     (void)state;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct problem p;
-        problem_make(&p, &cases[i]);
-        run_forward(&p);
-        check_forward(&p);
-        run_backward(&p);
-        check_backward(&p);
-        problem_free(&p);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check_case(&cases[i]);
+}
+
+/* TRIL_TEST_RANDOM=N: so many cases more. */
+static void test_random(void **state) {
+    (void)state;
+    struct random_key key = {.seed = 7};
+    const char *wanted = getenv("TRIL_TEST_RANDOM");
+    int count = wanted ? atoi(wanted) : 3;
+    for (uint64_t i = 0; i < (uint64_t)count; i++) {
+        char label[32];
+        snprintf(label, sizeof label, "random %d", (int)i);
+        unsigned draw[16];
+        for (uint64_t k = 0; k < 16; k++)
+            draw[k] = (unsigned)(random_uniform(&key, i * 16 + k) * 65536);
+        struct hopper_case c = {label, draw[0] % 2 ? 64 : 128, 1, 1, {0}, {0}, false, 0, BF, 0};
+        c.kv_heads = 1 + (int)(draw[1] % 2);
+        c.heads = c.kv_heads * (1 + (int)(draw[2] % 2));
+        c.causal = draw[3] % 4 > 0;
+        c.window = draw[4] % 3 ? 0 : 1 + (int)(draw[5] % 200);
+        c.dtype = draw[6] % 2 ? BF : HF;
+        c.gap = (int)(draw[7] % 5);
+        for (unsigned s = 0; s < 1 + draw[8] % 3; s++) {
+            c.n[s] = (int)(draw[9 + s] % 200);
+            c.m[s] = draw[12 + s] % 2 && c.n[s] ? c.n[s] : 1 + (int)(draw[12 + s] % 300);
+        }
+        check_case(&c);
     }
 }
 
@@ -412,7 +442,8 @@ int main(void) {
         return 1;
     }
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_instructions),
-                                       cmocka_unit_test(test_attention)};
+                                       cmocka_unit_test(test_attention),
+                                       cmocka_unit_test(test_random)};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     op_context_free(&context);
     return failed;
