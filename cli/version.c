@@ -26,15 +26,16 @@ int cmd_version(int argc, char **argv) {
     tril_build_info_get(&info);
     if (json) {
         json_print(json_pack("{s:s, s:s, s:s?, s:s?, s:s, s:s, s:s, s:i}", "version", info.version,
-                             "compiler", info.compiler, "onednn", info.onednn, "cuda", info.cuda,
-                             "processor", info.processor, "isa", info.isa, "isa_best",
-                             info.isa_best, "threads", info.threads));
+                             "compiler", info.compiler, "onednn", info.onednn, "cuda",
+                             tril_cuda_info(), "processor", info.processor, "isa", info.isa,
+                             "isa_best", info.isa_best, "threads", info.threads));
         return 0;
     }
     printf("tril %s (%s)\n", info.version, info.compiler);
     printf("  processor      %s, %d threads\n", info.processor, info.threads);
     printf("  instructions   %s (best of this machine: %s)\n", info.isa, info.isa_best);
     printf("  oneDNN         %s\n", info.onednn ? info.onednn : "not built in");
-    printf("  CUDA           %s\n", info.cuda ? info.cuda : "not built in");
+    const char *cuda = tril_cuda_info();
+    printf("  CUDA           %s\n", cuda ? cuda : "not built in");
     return 0;
 }

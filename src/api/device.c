@@ -11,6 +11,7 @@
 #include "base/threads.h"
 #include "cpu/cpu.h"
 #include "cpu/probe.h"
+#include "tril/tril.h"
 #ifdef TRIL_CUDA
 #include "cuda/cuda.h"
 #endif
@@ -50,7 +51,7 @@ const char *device_name(const struct op_context *ctx) {
     return ctx->backend == backend_reference() ? "reference" : cpu_level_name(cpu_level_active());
 }
 
-const char *device_cuda_text(void) {
+const char *tril_cuda_info(void) {
 #ifdef TRIL_CUDA
     static char text[400];
     struct cuda_device d;

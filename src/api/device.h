@@ -13,8 +13,6 @@ tril_status device_dtype(enum dtype *out, const char *name, struct tril_error *e
 
 /* "avx2", "NVIDIA H200": what computes. Lives as long as the process. */
 const char *device_name(const struct op_context *ctx);
-/* What `tril version` says of CUDA: "13.0, no GPU: ..."; NULL: built without. */
-const char *device_cuda_text(void);
 
 /* The most floating-point operations a second, measured now: the CPU's by multiply-adds in
  * registers (cpu/probe.h); a GPU's by a large matrix product. 0: it could not be measured. */

@@ -1,7 +1,6 @@
 /* tril/tril.h: versions, threads, signals. */
 #include "tril/tril.h"
 
-#include "api/device.h"
 #include "base/system.h"
 #include "base/threads.h"
 #include "cpu/cpu.h"
@@ -29,7 +28,6 @@ void tril_build_info_get(struct tril_build_info *info) {
         .compiler = "gcc " __VERSION__,
 #endif
         .onednn = ONEDNN_VERSION,
-        .cuda = device_cuda_text(),
         .processor = cpu_model_name(),
         .isa = cpu_level_name(cpu_level_active()),
         .isa_best = cpu_level_name(cpu_level_available()),

@@ -249,4 +249,20 @@ static inline void check(const struct golden *g, const struct sensitivity *p,
     subject_close(&s);
 }
 
+/* What is held against a golden does notice: parameters off by 3 parts in 100,000. */
+static inline void check_notices(const char *name, const struct backend *backend) {
+    struct golden g;
+    struct subject s;
+    const char *worst;
+    golden_open(&g, name);
+    struct sensitivity p = measure(&g);
+    subject_open(&s, &g, backend, DT_F32, RECOMPUTE_NONE);
+    perturb(s.m, 99, 3e-5);
+    struct outcome o = compute(&s, &g);
+    assert_true(judge(&s, &g, &o, &p, unit_of(&s.m->config, DT_F32), &worst) > 1);
+    outcome_free(&o);
+    subject_close(&s);
+    safetensors_close(g.file);
+}
+
 #endif

@@ -69,8 +69,6 @@ size_t emulated_memory_used() {
 
 cudaError_t cudaMalloc(void **out, size_t bytes) {
     std::lock_guard<std::recursive_mutex> guard(lock);
-    for (auto &b : blocks)
-        (void)b;
     size_t pages = (bytes + page() - 1) / page() * page();
     if (pages == 0)
         pages = page();
