@@ -1,4 +1,4 @@
-/* Attention's forward products on AMX tiles, for q, k and v in bf16.
+/* Attention's products on AMX tiles, for q, k and v in bf16 (attention_backward_amx.h has more).
  *
  *   q, P      strips of `step` rows, 32 or 16 (decoding): [k / 32][step / 16][16][32] bf16, A tiles
  *   K         panels of 16 keys: [KEY_BLOCK / 16][width / 2][16][2], B tiles of 32 channels
@@ -55,18 +55,24 @@ static void amx_pack_keys(char *out, const struct row_list *list, int64_t d, int
         }
 }
 
+/* Two rows of d channels (NULL: zeros) as a pair: 16 channels each `stride` bytes. */
+SIMD void amx_pack_pair(char *out, int64_t stride, const void *first, const void *second, int64_t d,
+                        int64_t width) {
+    const uint16_t *low = first, *high = second;
+    for (int64_t t = 0; t < width; t += 16, out += stride) {
+        const uint16_t *a = low && t < d ? low + t : NULL, *b = high && t < d ? high + t : NULL;
+        vu x = t + 16 <= d ? vu_pair(a, b, 16) : vu_pair(a, b, (int)min_i64(16, d - t));
+        vu_store(out, x);
+    }
+}
+
 /* V of a block: pairs of keys up to a multiple of 32. */
 static void amx_pack_values(char *out, const struct row_list *list, int64_t d, int64_t width) {
     for (int64_t j = 0; j < round_up(list->count, 32); j += 2) {
-        const uint16_t *low = j < list->count ? (const void *)list->row[j] : NULL;
-        const uint16_t *high = j + 1 < list->count ? (const void *)list->row[j + 1] : NULL;
         amx_prefetch_row(list->row[j + PREFETCH_ROWS], 2 * d);
         amx_prefetch_row(list->row[j + 1 + PREFETCH_ROWS], 2 * d);
-        for (int64_t t = 0; t < width; t += 16) {
-            const uint16_t *a = low && t < d ? low + t : NULL, *b = high && t < d ? high + t : NULL;
-            vu x = t + 16 <= d ? vu_pair(a, b, 16) : vu_pair(a, b, (int)min_i64(16, d - t));
-            vu_store(out + t / 16 * (KEY_BLOCK * 32) + j * 32, x);
-        }
+        amx_pack_pair(out + j * 32, KEY_BLOCK * 32, j < list->count ? list->row[j] : NULL,
+                      j + 1 < list->count ? list->row[j + 1] : NULL, d, width);
     }
 }
 
@@ -152,22 +158,46 @@ static void amx_pack_probabilities(int64_t step, const float *s, int64_t from, i
         }
 }
 
-/* o [step, width] = correction o + P V over the keys [from, to). */
-static void amx_add_values(int64_t step, const char *strip, const char *values, int64_t from,
-                           int64_t to, int64_t width, const float *correction, float *o) {
-    for (int64_t i = 0; i < step; i++)
-        for (int64_t t = 0; t < width && correction[i] != 1.0f; t += VF_WIDTH)
-            vf_store(o + i * width + t, vf_load(o + i * width + t) * vf_set(correction[i]));
+/* c [step, width] (rows ldc apart) += a b over the keys [from, to), multiples of 32: a is strips, b
+ * pairs of keys. */
+NOT_ALL_USE void amx_products(int64_t step, const char *strip, const char *pairs, int64_t from,
+                              int64_t to, int64_t width, float *c, int64_t ldc) {
     const char *a = strip + from * step * 2;
     int64_t tiles = (to - from) / 32, stride = KEY_BLOCK * 32;
     for (int64_t t = 0; t < width; t += 32) {
-        const char *b = values + t / 16 * stride + from * 32;
+        const char *b = pairs + t / 16 * stride + from * 32;
         if (step == AMX_STEP)
-            amx_2x2(tiles, a, b, stride, o + t, width, true);
+            amx_2x2(tiles, a, b, stride, c + t, ldc, true);
         else
-            amx_1x2(tiles, a, b, stride, o + t, width, true);
+            amx_1x2(tiles, a, b, stride, c + t, ldc, true);
     }
 }
 
+/* o [step, width] = correction o + P V over the keys [from, to). */
+NOT_ALL_USE void amx_add_values(int64_t step, const char *strip, const char *values, int64_t from,
+                                int64_t to, int64_t width, const float *correction, float *o) {
+    for (int64_t i = 0; i < step; i++)
+        for (int64_t t = 0; t < width && correction[i] != 1.0f; t += VF_WIDTH)
+            vf_store(o + i * width + t, vf_load(o + i * width + t) * vf_set(correction[i]));
+    amx_products(step, strip, values, from, to, width, o, width);
+}
+
 #endif
+
+/* Around the work of a task: tiles are configured per thread. */
+NOT_ALL_USE void tiles_begin(bool amx) {
+    (void)amx;
+#if AMX_TILES
+    if (amx)
+        amx_begin();
+#endif
+}
+NOT_ALL_USE void tiles_end(bool amx) {
+    (void)amx;
+#if AMX_TILES
+    if (amx)
+        amx_end();
+#endif
+}
+
 #endif

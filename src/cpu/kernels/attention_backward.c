@@ -15,62 +15,29 @@
  * units as there are threads are interleaved, so that waiting is rare where there is more than one
  * unit.
  *
- * Q (times scale * log2(e)), dO and dQ of a wave of units lie in scratch as dense fp32.
+ * Q (times scale * log2(e)), dO and dQ of a wave of units lie in scratch as dense fp32. With AMX
+ * and q, k, v and dO in bf16 the products run on tiles (attention_backward_amx.h), P and dS rounded
+ * to bf16, over larger blocks of rows.
  *
  * The gradient of a bias is dS, summed over sequences (and heads). Where there is one sequence and
  * a matrix for each head, tasks store it as they go; else, or where a softcap stands between dS and
  * it, a second pass makes dS again, a task for each block of keys, which goes over the units in
  * order. */
-#include <math.h>
 #include <sched.h>
-#include <stdatomic.h>
 
 #include "base/memory.h"
 #include "base/threads.h"
-#include "cpu/kernels/attention_score.h"
+#include "cpu/kernels/attention_backward_amx.h"
 
-#define ROW_BLOCK 48 /* a multiple of every TILE_ROWS */
-#define WAVE_UNITS 256
-#define WAVE_BYTES (24 << 20)
-#define SERIAL_FLOPS 4e5
 #define TAIL_ROWS (KEY_BLOCK % TILE_ROWS) /* 4, or 0 */
 
-struct unit {
-    int64_t sequence, kv_head;
-    int64_t rows, length, row_blocks;
-    float *q, *dout, *dq;  /* [row_blocks * ROW_BLOCK, ld] */
-    float *lse, *delta;    /* lse in base 2; +inf for a row that sees nothing */
-    int32_t *seen;         /* plain: keys [0, seen) are visible; ascending; 0 for the padding */
-    _Atomic int32_t *next; /* [row_blocks]: the key block that is to add to dq */
-};
-
-struct backward {
-    struct attention_call c;
-    int64_t group, width, ld;
-    float q_factor, softcap, softcap_out, keep_factor, dk_factor;
-    bool adjusted;  /* softcap, ALiBi, bias or dropout */
-    bool bias_once; /* each element of dbias is one task's alone, and its dS */
-    uint32_t drop_threshold;
-    struct philox dropout;
-    struct unit unit[WAVE_UNITS];
-    int64_t units, interleave, most_blocks; /* most_blocks: key blocks of the longest unit */
-    int64_t next_sequence, next_head;
-    char *worker, *memory;
-    double *dsink; /* [H] */
-    int64_t worker_bytes, memory_bytes;
-};
-
-/* A worker's memory for one key block. */
-struct block {
-    float *keys_t, *values_t; /* [KEY_BLOCK / PANEL][d][PANEL] */
-    float *keys;              /* [width / PANEL][KEY_BLOCK][PANEL] */
-    float *dk, *dv;           /* [KEY_BLOCK, width] */
-    float *p, *ds;            /* [ROW_BLOCK, KEY_BLOCK] */
-};
-
-static int64_t worker_size(int64_t width) {
-    int64_t floats = 5 * KEY_BLOCK * width + 2 * ROW_BLOCK * KEY_BLOCK;
-    return round_up(floats * 4, 4096) + 64 * 9; /* not a power of two apart */
+static int64_t worker_size(const struct backward *f) {
+    int64_t bytes = (5 * KEY_BLOCK * f->width + 2 * ROW_BLOCK * KEY_BLOCK) * 4;
+#if AMX_TILES
+    if (f->amx)
+        bytes += strips_size();
+#endif
+    return round_up(bytes, 4096) + 64 * 9; /* not a power of two apart */
 }
 
 static struct block block_at(char *memory, int64_t width) {
@@ -82,12 +49,13 @@ static struct block block_at(char *memory, int64_t width) {
     b.dv = b.dk + KEY_BLOCK * width;
     b.p = b.dv + KEY_BLOCK * width;
     b.ds = b.p + ROW_BLOCK * KEY_BLOCK;
+    b.strips = (char *)(b.ds + ROW_BLOCK * KEY_BLOCK);
     return b;
 }
 
 /* Bytes of a unit in scratch, and its pointers (memory may be 0, for the sizes). */
-static int64_t unit_layout(struct unit *u, int64_t ld, uintptr_t memory) {
-    int64_t rows = u->row_blocks * ROW_BLOCK, matrix = rows * ld * 4;
+static int64_t unit_layout(struct unit *u, int64_t row_block, int64_t ld, uintptr_t memory) {
+    int64_t rows = u->row_blocks * row_block, matrix = rows * ld * 4;
     u->q = (float *)memory;
     u->dout = (float *)(memory + (uintptr_t)matrix);
     u->dq = (float *)(memory + (uintptr_t)(2 * matrix));
@@ -100,19 +68,6 @@ static int64_t unit_layout(struct unit *u, int64_t ld, uintptr_t memory) {
 }
 
 /* ------------------------------------------------------------------ rows */
-
-static void unit_row(const struct backward *f, const struct unit *u, int64_t r, int64_t *n,
-                     int64_t *head) {
-    *n = f->c.q_offsets[u->sequence] + r / f->group;
-    *head = u->kv_head * f->group + r % f->group;
-}
-
-/* The rows of a block. */
-static struct row_range block_rows(const struct backward *f, const struct unit *u, int64_t block) {
-    int64_t begin = block * ROW_BLOCK;
-    return (struct row_range){u->sequence, u->kv_head, f->group, begin,
-                              min_i64(ROW_BLOCK, u->rows - begin)};
-}
 
 /* Whether a block of rows sees anything of the keys [j0, j1). */
 static bool block_sees(const struct backward *f, const struct unit *u, int64_t block, int64_t j0,
@@ -158,14 +113,22 @@ SIMD float row_delta(const float *dout, const void *o, enum dtype type, int64_t 
 static void prepare_rows(void *arg, int64_t begin, int64_t end, int worker) {
     const struct backward *f = arg;
     const struct attention_call *c = &f->c;
+    float row[256 + 16];
     (void)worker;
     for (int64_t item = begin; item < end; item++) {
         const struct unit *u = f->unit;
         int64_t block = item;
         for (; block >= u->row_blocks; u++)
             block -= u->row_blocks;
-        for (int64_t r = block * ROW_BLOCK; r < (block + 1) * ROW_BLOCK; r++) {
-            float *q = u->q + r * f->ld, *dout = u->dout + r * f->ld;
+        const int64_t first_row = block * f->row_block, end_row = first_row + f->row_block;
+#if AMX_TILES
+        if (f->amx) {
+            amx_pack_rows(f, u, &c->q, block, amx_rows(f, u->q, block));
+            amx_pack_rows(f, u, &c->dout, block, amx_rows(f, u->dout, block));
+        }
+#endif
+        for (int64_t r = first_row; r < end_row; r++) {
+            float *q = f->amx ? row : u->q + r * f->ld, *dout = f->amx ? row : u->dout + r * f->ld;
             memset(u->dq + r * f->ld, 0, (size_t)f->ld * 4);
             if (r >= u->rows) {
                 memset(q, 0, (size_t)f->ld * 4);
@@ -190,7 +153,7 @@ static void prepare_rows(void *arg, int64_t begin, int64_t end, int worker) {
         atomic_store_explicit(&u->next[block], (int32_t)first, memory_order_relaxed);
         if (first >= 0)
             continue;
-        for (int64_t r = block * ROW_BLOCK; r < min_i64(u->rows, (block + 1) * ROW_BLOCK); r++) {
+        for (int64_t r = first_row; r < min_i64(u->rows, end_row); r++) {
             int64_t n, head;
             unit_row(f, u, r, &n, &head);
             memset((void *)(uintptr_t)element(&c->dq, n, head), 0,
@@ -213,91 +176,6 @@ static void add_sinks(const struct backward *f) {
 }
 
 /* ------------------------------------------------------------------ one block of rows and keys */
-
-/* Which keys of a block a tile of rows sees: none outside [from, to) (empty: from = to = 0); mask:
- * NULL where `seen` says all. */
-struct extent {
-    int64_t from, to;
-    const uint64_t *mask;
-    uint64_t words[TILE_ROWS];
-};
-
-/* What happens to the scores. */
-enum scores {
-    SCORES_PLAIN,
-    SCORES_ANY,
-    SCORES_BIAS /* as any, but dS before the softcap: the gradient of the bias */
-};
-
-/* From scores in p and dP in ds (vectors [from, to), from even): probabilities (those that dropout
- * leaves) and dS; zero where unseen and in the rest of KEY_BLOCK. Row r of u, keys from j0. */
-SIMD void gradient_row(enum scores kind, const struct backward *f, const struct unit *u, int64_t r,
-                       int64_t j0, int64_t from, int64_t to, const uint64_t *mask, float *p,
-                       float *ds) {
-    int64_t visible = u->seen[r] - j0;
-    vf lse = vf_set(u->lse[r]), delta = vf_set(u->delta[r]), keep = vf_set(f->keep_factor);
-    vi limit = vi_set((int32_t)min_i64(max_i64(visible, 0), KEY_BLOCK));
-    vi lane = vi_iota() + vi_set((int32_t)(from * VF_WIDTH));
-    vf slope = vf_zero();
-    vi distance = lane;
-    uint64_t element = 0;
-    vi drop[2] = {lane, lane};
-    int64_t n = 0, head = 0;
-    const bool plain = kind == SCORES_PLAIN;
-    if (!plain) {
-        unit_row(f, u, r < u->rows ? r : 0, &n, &head);
-        if (f->drop_threshold)
-            element = attention_dropout_element(&f->c, head, n, j0);
-        if (f->c.slopes.data) {
-            int64_t first = f->c.q_offsets[u->sequence];
-            int64_t ahead = attention_position(&f->c, u->sequence);
-            slope = vf_set(-(float)LOG2E * ((const float *)f->c.slopes.data)[head]);
-            distance = vi_set((int32_t)(ahead + (n - first) - j0)) - lane;
-        }
-        n -= f->c.q_offsets[u->sequence];
-    }
-    for (int64_t v = 0; v < from; v++) {
-        vf_store(p + v * VF_WIDTH, vf_zero());
-        vf_store(ds + v * VF_WIDTH, vf_zero());
-    }
-    int64_t v = from;
-    for (; v < to; v++) {
-        vf s = vf_load(p + v * VF_WIDTH), g = vf_load(ds + v * VF_WIDTH), inner = s;
-        if (!plain && f->softcap > 0) {
-            vf t = vf_tanh(s);
-            s = t * vf_set(f->softcap_out);
-            inner = vf_fma(-t, t, vf_set(1.0f));
-        }
-        if (!plain) {
-            s = vf_fma(slope, vf_abs(vf_from_vi(distance)), s);
-            distance -= vi_set(VF_WIDTH);
-            if (f->c.bias.data) {
-                int64_t j = j0 + v * VF_WIDTH;
-                s = add_bias(&f->c.bias, head, n, j, u->length - j, s);
-            }
-        }
-        vf x = vf_exp2(s - lse);
-        x = vf_select(mask ? mask_lanes(*mask, v) : lane < limit, x, vf_zero());
-        lane += vi_set(VF_WIDTH);
-        vf kept = x;
-        if (!plain && f->drop_threshold) {
-            if (v % 2 == 0)
-                dropout_masks(&f->dropout, element + (uint64_t)(v * VF_WIDTH), f->drop_threshold,
-                              drop);
-            kept = vf_select(drop[v % 2], x, vf_zero());
-            g = vf_select(drop[v % 2], g * keep, vf_zero());
-        }
-        vf d = x * (g - delta);
-        if (kind == SCORES_ANY && f->softcap > 0)
-            d *= inner;
-        vf_store(p + v * VF_WIDTH, kept);
-        vf_store(ds + v * VF_WIDTH, d);
-    }
-    for (; v < KEY_BLOCK / VF_WIDTH; v++) {
-        vf_store(p + v * VF_WIDTH, vf_zero());
-        vf_store(ds + v * VF_WIDTH, vf_zero());
-    }
-}
 
 /* Products over channels: panels [from, to) of out [TILE_ROWS, KEY_BLOCK] = a b, b packed by
  * pack_transposed. */
@@ -344,48 +222,47 @@ static void await(_Atomic int32_t *counter, int32_t value) {
             sched_yield();
 }
 
-/* The extent of rows r .. r + TILE_ROWS - 1 of u in the block of `keys` keys from j0 on. */
-static void tile_extent(const struct backward *f, const struct unit *u, int64_t r, int64_t j0,
-                        int64_t keys, struct extent *e) {
-    e->from = e->to = 0;
-    e->mask = NULL;
-    if (f->c.plain) {
-        int64_t seen = 0;
-        for (int64_t i = r; i < r + TILE_ROWS; i++)
-            seen = max_i64(seen, u->seen[i]);
-        e->to = max_i64(min_i64(seen - j0, keys), 0);
-        return;
+/* dbias[head][i][j0 ..] += dS, which is in ds, for the rows of a tile. */
+static void add_bias_gradient(const struct backward *f, const struct unit *u, const float *ds,
+                              int64_t row, int64_t j0, int64_t keys, const struct extent *e) {
+    const struct tensor *t = &f->c.dbias;
+    for (int64_t r = row; r < min_i64(row + f->step, u->rows); r++, ds += KEY_BLOCK) {
+        int64_t i = r / f->group, head = u->kv_head * f->group + r % f->group;
+        float *to = (float *)t->data + i * t->stride[1] + j0;
+        if (t->shape[0] > 1)
+            to += head * t->stride[0];
+        for (int64_t j = e->from / VF_WIDTH * VF_WIDTH; j < e->to; j += VF_WIDTH) {
+            int n = (int)min_i64(VF_WIDTH, keys - j);
+            vf_store_n(to + j, vf_load_n(to + j, n) + vf_load(ds + j), n);
+        }
     }
-    struct row_range rows = {u->sequence, u->kv_head, f->group, r, min_i64(TILE_ROWS, u->rows - r)};
-    bool full;
-    if (rows.count <= 0)
-        return;
-    uint64_t any = range_masks(&f->c, &rows, j0, keys, e->words, &full);
-    if (any == 0)
-        return;
-    e->from = __builtin_ctzll(any);
-    e->to = 64 - __builtin_clzll(any);
-    e->mask = e->words;
-    for (int64_t i = 0; i < TILE_ROWS; i++)
-        e->words[i] = i >= rows.count ? 0 : full ? any : e->words[i];
 }
 
-/* P and dS of a block of rows and a block of keys into b->p and b->ds: of the tiles with extent. */
+/* P and dS of a block of rows and a block of keys, of the tiles with extent, into b->p and b->ds
+ * (with AMX b->strips); dS also to dbias where that is wanted. */
 static void block_scores(const struct backward *f, const struct unit *u, const struct block *b,
-                         int64_t block, int64_t j0, int64_t keys, enum scores kind,
+                         int64_t block, int64_t j0, int64_t keys, enum scores kind, bool bias,
                          struct extent *extent) {
-    int64_t d = f->c.width, r0 = block * ROW_BLOCK, ld = f->ld;
+    int64_t d = f->c.width, r0 = block * f->row_block, ld = f->ld;
     const float *q = u->q + r0 * ld, *dout = u->dout + r0 * ld;
-    for (int64_t r = 0; r < ROW_BLOCK; r += TILE_ROWS) {
-        struct extent *e = &extent[r / TILE_ROWS];
+    for (int64_t r = 0; r < f->row_block; r += f->step) {
+        struct extent *e = &extent[r / f->step];
         tile_extent(f, u, r0 + r, j0, keys, e);
         if (e->to == 0)
             continue;
-        float *p = b->p + r * KEY_BLOCK, *ds = b->ds + r * KEY_BLOCK;
+        float *p = b->p, *ds = b->ds;
         int64_t from = e->from / PANEL, to = (e->to + PANEL - 1) / PANEL;
-        tile_channels(from, to, d, q + r * ld, ld, b->keys_t, p);
-        tile_channels(from, to, d, dout + r * ld, ld, b->values_t, ds);
-        for (int64_t i = 0; i < TILE_ROWS; i++) {
+#if AMX_TILES
+        if (f->amx)
+            amx_strip_scores(f, u, b, block, r / AMX_STEP, from * PANEL, to * PANEL);
+#endif
+        if (!f->amx) {
+            p += r * KEY_BLOCK;
+            ds += r * KEY_BLOCK;
+            tile_channels(from, to, d, q + r * ld, ld, b->keys_t, p);
+            tile_channels(from, to, d, dout + r * ld, ld, b->values_t, ds);
+        }
+        for (int64_t i = 0; i < f->step; i++) {
             float *pi = p + i * KEY_BLOCK, *dsi = ds + i * KEY_BLOCK;
             const uint64_t *mask = e->mask ? &e->mask[i] : NULL;
             if (kind == SCORES_PLAIN)
@@ -395,86 +272,89 @@ static void block_scores(const struct backward *f, const struct unit *u, const s
             else
                 gradient_row(SCORES_BIAS, f, u, r0 + r + i, j0, 2 * from, 2 * to, mask, pi, dsi);
         }
+        if (bias)
+            add_bias_gradient(f, u, ds, r0 + r, j0, keys, e);
+#if AMX_TILES
+        if (f->amx)
+            amx_pack_gradients(b, r / AMX_STEP);
+#endif
     }
 }
 
-/* dk and dv of the keys [k, k + TILE_ROWS) of the block from the rows [r, r + n) of the block. */
+/* dk and dv of the keys [k, k + key_tile) of the block from the rows [r, r + n) of the block. */
 static void add_keys(const struct backward *f, const struct unit *u, const struct block *b,
-                     int64_t r0, int64_t r, int64_t n, int64_t k) {
-    int64_t d = f->c.width, ld = f->ld, at = r * KEY_BLOCK + k;
+                     int64_t block, int64_t r, int64_t n, int64_t k) {
+#if AMX_TILES
+    if (f->amx) {
+        amx_add_keys(f, u, b, block, r, n, k);
+        return;
+    }
+#endif
+    int64_t d = f->c.width, ld = f->ld, at = r * KEY_BLOCK + k, first = block * ROW_BLOCK + r;
     void (*product)(int64_t, int64_t, const float *, const float *, int64_t, float *, int64_t) =
         k + TILE_ROWS <= KEY_BLOCK ? tile_queries : tile_queries_tail;
-    product(n, d, b->p + at, u->dout + (r0 + r) * ld, ld, b->dv + k * f->width, f->width);
-    product(n, d, b->ds + at, u->q + (r0 + r) * ld, ld, b->dk + k * f->width, f->width);
+    product(n, d, b->p + at, u->dout + first * ld, ld, b->dv + k * f->width, f->width);
+    product(n, d, b->ds + at, u->q + first * ld, ld, b->dk + k * f->width, f->width);
 }
 
-/* dbias[head][i][j0 ..] += dS, which is in b, for the rows of one block that see some of the keys.
- */
-static void add_bias_gradient(const struct backward *f, const struct unit *u, const struct block *b,
-                              int64_t block, int64_t j0, int64_t keys,
-                              const struct extent *extent) {
-    const struct tensor *t = &f->c.dbias;
-    int64_t r0 = block * ROW_BLOCK, count = min_i64(ROW_BLOCK, u->rows - r0);
-    for (int64_t r = 0; r < count; r++) {
-        const struct extent *e = &extent[r / TILE_ROWS];
-        int64_t i = (r0 + r) / f->group, head = u->kv_head * f->group + (r0 + r) % f->group;
-        float *to = (float *)t->data + i * t->stride[1] + j0;
-        if (t->shape[0] > 1)
-            to += head * t->stride[0];
-        const float *ds = b->ds + r * KEY_BLOCK;
-        for (int64_t j = e->from / VF_WIDTH * VF_WIDTH; j < e->to; j += VF_WIDTH) {
-            int n = (int)min_i64(VF_WIDTH, keys - j);
-            vf_store_n(to + j, vf_load_n(to + j, n) + vf_load(ds + j), n);
-        }
+/* dq of the tile of rows from r on of a block from the keys that it sees. */
+static void add_queries(const struct backward *f, const struct unit *u, const struct block *b,
+                        int64_t block, int64_t r, const struct extent *e) {
+    float *dq = u->dq + (block * f->row_block + r) * f->ld;
+#if AMX_TILES
+    if (f->amx) {
+        amx_add_queries(f, b, r / AMX_STEP, e->from, e->to, dq);
+        return;
     }
+#endif
+    tile_keys(e->to - e->from, f->c.width, b->ds + r * KEY_BLOCK + e->from,
+              b->keys + e->from * PANEL, dq, f->ld);
 }
 
 static void row_block(const struct backward *f, const struct unit *u, const struct block *b,
                       int64_t block, int64_t j0, int64_t keys) {
-    int64_t d = f->c.width, r0 = block * ROW_BLOCK, ld = f->ld;
+    int64_t d = f->c.width, r0 = block * f->row_block, step = f->step;
     struct extent extent[ROW_BLOCK / 4];
-    block_scores(f, u, b, block, j0, keys, f->adjusted ? SCORES_ANY : SCORES_PLAIN, extent);
-    if (f->bias_once)
-        add_bias_gradient(f, u, b, block, j0, keys, extent);
-    /* Key tile by key tile: plain from the first row that sees one of its keys on, else runs of
-     * tiles of rows that do. */
-    int64_t first = ROW_BLOCK, last = 0; /* rows with extent lie in [first, last) */
-    for (int64_t r = 0; r < ROW_BLOCK; r += TILE_ROWS)
-        if (extent[r / TILE_ROWS].to > 0) {
+    block_scores(f, u, b, block, j0, keys, f->adjusted ? SCORES_ANY : SCORES_PLAIN, f->bias_once,
+                 extent);
+    /* Key tile by key tile: plain from the first row that sees one of its keys on, else (and with
+     * AMX) runs of tiles of rows that do. */
+    const bool by_row = f->c.plain && !f->amx;
+    const int64_t key_tile = f->amx ? 32 : TILE_ROWS;
+    int64_t first = f->row_block, last = 0; /* rows with extent lie in [first, last) */
+    for (int64_t r = 0; r < f->row_block; r += step)
+        if (extent[r / step].to > 0) {
             first = min_i64(first, r);
-            last = r + TILE_ROWS;
+            last = r + step;
         }
-    for (int64_t k = 0, r = first; k < keys && f->c.plain; k += TILE_ROWS) {
+    for (int64_t k = 0, r = first; k < keys && by_row; k += key_tile) {
         while (r < last && u->seen[r0 + r] <= j0 + k)
             r++;
-        add_keys(f, u, b, r0, r, last - r, k);
+        add_keys(f, u, b, block, r, last - r, k);
     }
-    for (int64_t k = 0; k < keys && !f->c.plain; k += TILE_ROWS)
-        for (int64_t r = first, run = first; r <= last; r += TILE_ROWS) {
-            const struct extent *e = &extent[r / TILE_ROWS];
-            if (r < last && e->from < k + TILE_ROWS && e->to > k)
+    for (int64_t k = 0; k < keys && !by_row; k += key_tile)
+        for (int64_t r = first, run = first; r <= last; r += step) {
+            const struct extent *e = &extent[r / step];
+            if (r < last && e->from < k + key_tile && e->to > k)
                 continue;
             if (r > run)
-                add_keys(f, u, b, r0, run, r - run, k);
-            run = r + TILE_ROWS;
+                add_keys(f, u, b, block, run, r - run, k);
+            run = r + step;
         }
     int32_t turn = (int32_t)(j0 / KEY_BLOCK);
     await(&u->next[block], turn);
-    for (int64_t r = first; r < last; r += TILE_ROWS) {
-        const struct extent *e = &extent[r / TILE_ROWS];
-        if (e->to > 0)
-            tile_keys(e->to - e->from, d, b->ds + r * KEY_BLOCK + e->from,
-                      b->keys + e->from * PANEL, u->dq + (r0 + r) * ld, ld);
-    }
+    for (int64_t r = first; r < last; r += step)
+        if (extent[r / step].to > 0)
+            add_queries(f, u, b, block, r, &extent[r / step]);
     /* The last key block that these rows see writes them out. */
     int64_t next = next_block(f, u, block, turn + 1);
     if (next < 0) {
         next = INT32_MAX;
-        for (int64_t r = r0; r < min_i64(u->rows, r0 + ROW_BLOCK); r++) {
+        for (int64_t r = r0; r < min_i64(u->rows, r0 + f->row_block); r++) {
             int64_t n, head;
             unit_row(f, u, r, &n, &head);
             row_from_float((void *)(uintptr_t)element(&f->c.dq, n, head), f->c.dq.dtype,
-                           u->dq + r * ld, d, f->c.params->scale);
+                           u->dq + r * f->ld, d, f->c.params->scale);
         }
     }
     atomic_store_explicit(&u->next[block], (int32_t)next, memory_order_release);
@@ -487,7 +367,7 @@ static int64_t next_rows(const struct backward *f, const struct unit *u, int64_t
     for (; block < u->row_blocks; block++) {
         if (!f->c.plain && block % SKIP == 0) {
             struct row_range many = block_rows(f, u, block);
-            many.count = min_i64(SKIP * ROW_BLOCK, u->rows - many.row);
+            many.count = min_i64(SKIP * f->row_block, u->rows - many.row);
             if (!range_any(&f->c, &many, j0, j0 + keys)) {
                 block += SKIP - 1;
                 continue;
@@ -508,9 +388,22 @@ static void pack_block(const struct backward *f, const struct unit *u, const str
     int64_t start = c->kv_start[u->sequence] + j0;
     for (int64_t j = 0; j < KEY_BLOCK + PREFETCH_ROWS; j++)
         list.row[j] = element(&c->v, start + min_i64(j, keys - 1), u->kv_head);
-    pack_transposed(b->values_t, &list, c->width, c->v.dtype);
+#if AMX_TILES
+    if (f->amx)
+        amx_pack_keys((char *)b->values_t, &list, c->width, f->width);
+#endif
+    if (!f->amx)
+        pack_transposed(b->values_t, &list, c->width, c->v.dtype);
     for (int64_t j = 0; j < KEY_BLOCK + PREFETCH_ROWS; j++)
         list.row[j] = element(&c->k, start + min_i64(j, keys - 1), u->kv_head);
+#if AMX_TILES
+    if (f->amx) {
+        amx_pack_keys((char *)b->keys_t, &list, c->width, f->width);
+        if (rows)
+            amx_pack_values((char *)b->keys, &list, c->width, f->width);
+        return;
+    }
+#endif
     pack_transposed(b->keys_t, &list, c->width, c->k.dtype);
     if (rows)
         pack_rows(b->keys, &list, c->width, c->k.dtype);
@@ -537,6 +430,7 @@ static void key_block(const struct backward *f, const struct unit *u, int64_t j0
 /* Task (group of units, key block, unit of the group). */
 static void run_tasks(void *arg, int64_t begin, int64_t end, int worker) {
     const struct backward *f = arg;
+    tiles_begin(f->amx);
     for (int64_t task = begin; task < end; task++) {
         int64_t group = task / (f->interleave * f->most_blocks);
         int64_t local = task % (f->interleave * f->most_blocks);
@@ -545,6 +439,7 @@ static void run_tasks(void *arg, int64_t begin, int64_t end, int worker) {
         if (index < f->units && j0 < f->unit[index].length)
             key_block(f, &f->unit[index], j0, worker);
     }
+    tiles_end(f->amx);
 }
 
 /* ------------------------------------------------------------------ gradient of the bias */
@@ -554,6 +449,7 @@ static void run_bias(void *arg, int64_t begin, int64_t end, int worker) {
     const struct backward *f = arg;
     struct block b = block_at(f->worker + worker * f->worker_bytes, f->width);
     int64_t heads = f->c.dbias.shape[0] > 1 ? f->c.kv_heads : 1;
+    tiles_begin(f->amx);
     for (int64_t task = begin; task < end; task++) {
         int64_t j0 = task / heads * KEY_BLOCK;
         for (int64_t k = 0; k < f->units; k++) {
@@ -566,11 +462,11 @@ static void run_bias(void *arg, int64_t begin, int64_t end, int worker) {
                 pack_block(f, u, &b, j0, keys, false);
             for (; i < u->row_blocks; i = next_rows(f, u, i + 1, j0, keys)) {
                 struct extent extent[ROW_BLOCK / 4];
-                block_scores(f, u, &b, i, j0, keys, SCORES_BIAS, extent);
-                add_bias_gradient(f, u, &b, i, j0, keys, extent);
+                block_scores(f, u, &b, i, j0, keys, SCORES_BIAS, true, extent);
             }
         }
     }
+    tiles_end(f->amx);
 }
 
 /* Rows of dbias, over all its heads, get zeros. */
@@ -598,8 +494,9 @@ static bool wave_next(struct backward *f) {
         struct unit *u = &f->unit[f->units];
         *u = (struct unit){.sequence = s, .kv_head = f->next_head, .length = c->kv_length[s]};
         u->rows = (c->q_offsets[s + 1] - c->q_offsets[s]) * f->group;
-        u->row_blocks = (u->rows + ROW_BLOCK - 1) / ROW_BLOCK;
-        int64_t bytes = unit_layout(u, f->ld, (uintptr_t)f->memory + (uintptr_t)used);
+        u->row_blocks = (u->rows + f->row_block - 1) / f->row_block;
+        uintptr_t memory = (uintptr_t)f->memory + (uintptr_t)used;
+        int64_t bytes = unit_layout(u, f->row_block, f->ld, memory);
         if (f->units && used + bytes > WAVE_BYTES)
             break;
         used += bytes;
@@ -650,10 +547,25 @@ static tril_status backward(struct op_context *ctx, const struct tensor *args, c
     f.group = c->heads / c->kv_heads;
     f.width = round_up(c->width, PANEL);
     f.ld = f.width >= 128 ? f.width + 16 : f.width; /* rows not a power of two apart */
+    f.amx = false;
+    f.row_block = ROW_BLOCK;
+    f.step = TILE_ROWS;
+#if AMX_TILES
+    if (c->q.dtype == DT_BF16 && c->k.dtype == DT_BF16 && c->dout.dtype == DT_BF16) {
+        f.amx = true;
+        f.row_block = ROW_BLOCK_AMX;
+        f.step = AMX_STEP;
+    }
+#endif
     f.softcap = p->softcap;
     f.q_factor = p->softcap > 0 ? p->scale / p->softcap : p->scale * (float)LOG2E;
     f.softcap_out = p->softcap * (float)LOG2E;
     f.dk_factor = p->softcap > 0 ? p->softcap : (float)(1 / LOG2E);
+    f.score_factor = 1;
+    if (f.amx) {
+        f.score_factor = f.q_factor;
+        f.dk_factor = p->scale;
+    }
     f.adjusted = p->softcap > 0 || c->slopes.data || c->bias.data || p->dropout > 0;
     f.bias_once =
         c->dbias.data && c->dbias.shape[0] == c->heads && c->sequences == 1 && p->softcap == 0;
@@ -665,7 +577,7 @@ static tril_status backward(struct op_context *ctx, const struct tensor *args, c
     f.next_sequence = f.next_head = 0;
     while (wave_next(&f))
         ;
-    f.worker_bytes = worker_size(f.width);
+    f.worker_bytes = worker_size(&f);
     int64_t workers = f.worker_bytes * threads_count(), sinks = round_up(c->heads * 8, 64);
     int64_t bytes = sinks + workers + f.memory_bytes;
     char *scratch = op_scratch(ctx, bytes);

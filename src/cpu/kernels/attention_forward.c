@@ -151,22 +151,6 @@ static void amx_split(const struct forward *f, const struct unit *u, struct rows
 }
 #endif
 
-/* Around the work of a task: tiles are configured per thread. */
-static void tiles_begin(const struct forward *f) {
-    (void)f;
-#if AMX_TILES
-    if (f->amx)
-        amx_begin();
-#endif
-}
-static void tiles_end(const struct forward *f) {
-    (void)f;
-#if AMX_TILES
-    if (f->amx)
-        amx_end();
-#endif
-}
-
 /* ------------------------------------------------------------------ a block of rows */
 
 /* Row r of `total` becomes the softmax over both parts' keys. l: every lane scaled alike. */
@@ -265,7 +249,7 @@ static struct rows task_rows(const struct forward *f, const struct unit *u, int6
 
 static void run_tasks(void *arg, int64_t begin, int64_t end, int worker) {
     const struct forward *f = arg;
-    tiles_begin(f);
+    tiles_begin(f->amx);
     for (int64_t task = begin; task < end; task++) {
         const struct unit *u = find_unit(f, task, false);
         struct rows b = task_rows(f, u, task - u->first_task, worker);
@@ -289,13 +273,13 @@ static void run_tasks(void *arg, int64_t begin, int64_t end, int worker) {
             state_clear(&b.total, b.count, f->width);
         rows_store(f, u, &b, &b.total);
     }
-    tiles_end(f);
+    tiles_end(f->amx);
 }
 
 /* The same with a task for every split, and the merging in a second loop. */
 static void run_split_tasks(void *arg, int64_t begin, int64_t end, int worker) {
     const struct forward *f = arg;
-    tiles_begin(f);
+    tiles_begin(f->amx);
     for (int64_t task = begin; task < end; task++) {
         const struct unit *u = find_unit(f, task, false);
         int64_t local = task - u->first_task, splits = split_count(u);
@@ -307,7 +291,7 @@ static void run_split_tasks(void *arg, int64_t begin, int64_t end, int worker) {
                           f->width);
         run_split(f, u, &b, split, seen);
     }
-    tiles_end(f);
+    tiles_end(f->amx);
 }
 
 static void run_merges(void *arg, int64_t begin, int64_t end, int worker) {
