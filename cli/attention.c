@@ -37,14 +37,15 @@ static tril_status compute(struct tril_attention_file *f, const char *block, boo
     if (st != TRIL_OK)
         return st;
     if (json) {
-        json_print(json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:f, s:f, s:f}",
+        json_print(json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:s, s:f, s:f, "
+                             "s:f}",
                              "batch", (json_int_t)r.batch, "heads", (json_int_t)r.heads, "kv_heads",
                              (json_int_t)r.kv_heads, "queries", (json_int_t)r.queries, "keys",
                              (json_int_t)r.keys, "head_dim", (json_int_t)r.width, "block_q",
                              (json_int_t)r.block_q, "block_k", (json_int_t)r.block_k, "dtype",
-                             r.dtype, "implementation", f->implementation, "forward_ms",
-                             r.forward_seconds * 1e3, "backward_ms", r.backward_seconds * 1e3,
-                             "scratch_bytes", r.scratch_bytes));
+                             r.dtype, "implementation", f->implementation, "device", f->device,
+                             "forward_ms", r.forward_seconds * 1e3, "backward_ms",
+                             r.backward_seconds * 1e3, "scratch_bytes", r.scratch_bytes));
         return TRIL_OK;
     }
     printf("%s: B=%lld H=%lld Hk=%lld T=%lld Tk=%lld d=%lld %s, forward %.2f ms", f->out,
@@ -57,7 +58,7 @@ static tril_status compute(struct tril_attention_file *f, const char *block, boo
 }
 
 int cmd_attention(int argc, char **argv) {
-    struct tril_attention_file f = {.implementation = "flash", .scale = NAN};
+    struct tril_attention_file f = {.implementation = "flash", .device = "cpu", .scale = NAN};
     struct option_list visible = {0};
     struct tril_error err = {0};
     const char *block = NULL, *picture = NULL, *size = NULL;
@@ -101,6 +102,8 @@ int cmd_attention(int argc, char **argv) {
          NULL},
         {"head", "N", "whose rule is drawn (0)", OPTION_INT, &head, 0, 4095, NULL},
         {.kind = OPTION_HEADING, .help = "How"},
+        {"device", "NAME", "cuda: flash and linear on a GPU; times hold the transfers",
+         OPTION_CHOICE, &f.device, 0, 0, "cpu|cuda|reference"},
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
         {"json", NULL, "print one JSON object", OPTION_FLAG, &json, 0, 0, NULL},
     };

@@ -110,7 +110,8 @@ int cmd_bench(int argc, char **argv) {
          "flash|fused|materialised|reference|linear"},
         {"visible", "RULE", "see tril attention --help (causal)", OPTION_REPEATED, &visible, 0, 0,
          NULL},
-        {"block", "Q,K", "rows and keys of flash's forward tiles, as near as they can be (chosen)",
+        {"block", "Q,K",
+         "rows and keys of flash's forward tiles on the CPU, as near as they can be (chosen)",
          OPTION_STRING, &block, 0, 0, NULL},
         {"keys", "Tk", "(--seq)", OPTION_INT, &a.keys, 1, 1e9, NULL},
         {"alibi", NULL, "ALiBi's slopes", OPTION_FLAG, &a.alibi, 0, 0, NULL},
@@ -138,7 +139,8 @@ int cmd_bench(int argc, char **argv) {
             "  tril bench decode --preset llama-110m --dtype bf16 --steps 50 --json\n"
             "  TRIL_CPU=avx2 tril bench gemm --preset gpt2 --batch 4 --seq 256 --dtype fp32\n"
             "  tril bench attention --heads 12 --seq 4096 --head-dim 64 --visible window:256\n"
-            "  tril bench attention --decode --heads 32 --kv-heads 8 --head-dim 128 --cache 8192",
+            "  tril bench attention --decode --heads 32 --kv-heads 8 --head-dim 128 --cache 8192\n"
+            "  tril bench attention --device cuda --heads 16 --seq 8192 --head-dim 128",
         .options = options,
         .option_count = sizeof options / sizeof *options,
         .positional = &what};
@@ -163,6 +165,7 @@ int cmd_bench(int argc, char **argv) {
         a.steps = o.steps;
         a.dtype = o.dtype;
         a.kv_dtype = o.kv_dtype;
+        a.device = o.device;
         a.seq = o.seq > 0 ? o.seq : 1024;
         a.heads = m->heads > 0 ? m->heads : 8;
         a.kv_heads = m->kv_heads > 0 ? m->kv_heads : 0;

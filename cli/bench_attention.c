@@ -20,9 +20,10 @@ static void print_json(const struct tril_bench_attention_options *o,
                        const struct tril_bench_attention_result *r) {
     struct tril_build_info info;
     tril_build_info_get(&info);
-    json_t *root = json_pack("{s:s, s:s, s:s, s:s}", "what", o->decode ? "decode" : "attention",
-                             "implementation", o->implementation, "dtype", o->dtype, "visible",
-                             o->visible ? o->visible : "causal");
+    json_t *root =
+        json_pack("{s:s, s:s, s:s, s:s, s:s}", "what", o->decode ? "decode" : "attention",
+                  "implementation", o->implementation, "device", o->device, "dtype", o->dtype,
+                  "visible", o->visible ? o->visible : "causal");
     put_int(root, "batch", o->batch);
     put_int(root, "heads", o->heads);
     put_int(root, "kv_heads", o->kv_heads ? o->kv_heads : o->heads);

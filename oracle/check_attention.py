@@ -1,8 +1,10 @@
 """Checks `tril attention` against PyTorch in double precision, on random descriptions.
 
-usage: check_attention.py TRIL [--cases N] [--seed S] [--impl NAME] [--only N] [--goldens DIR]
+usage: check_attention.py TRIL [--cases N] [--seed S] [--impl NAME] [--device NAME] [--only N]
+                          [--goldens DIR]
 
-TRIL is the built command. Each case draws shapes, a visibility rule, a bias, sinks, ALiBi, softcap,
+TRIL is the built command (with --device cuda on a machine without a GPU:
+build/tests/cuda/emulation/tril_on_emulated_gpu). Each case draws shapes, a visibility rule, a bias, sinks, ALiBi, softcap,
 dropout and a dtype; an explicit mask and autograd say what o, lse, p and every gradient should be.
 The bound is max|out - ref| <= r max|pt - ref| + 2 max|(ref + 0.3 - 0.3) - ref|, where pt is the
 plain formula in the case's own dtype with the scale on the other operand; r = 2 forward, 3 for
@@ -252,14 +254,15 @@ def bound(name, ref, plain, dtype, floor):
             + floor.get(name, 0))
 
 
-def case_run(tril, seed, impls, folder, keep=None):
+def case_run(tril, seed, impls, folder, keep=None, device="cpu"):
     t, mask, o, arguments, shape = case_draw(seed, impls)
     if o["dropout"]:
         B, H, T, _ = t["q"].shape
         t["keep"] = keep_mask(o["seed"], B, H, T, t["k"].shape[2], o["dropout"])
     source, target = os.path.join(folder, "in.safetensors"), os.path.join(folder, "out.safetensors")
     save_file({n: x.contiguous() for n, x in t.items() if n != "keep"}, source)
-    run = subprocess.run([tril, "attention", "--qkv", source, "--out", target, *arguments],
+    run = subprocess.run([tril, "attention", "--qkv", source, "--out", target, "--device", device,
+                          *arguments],
                          capture_output=True, text=True)
     label = f"seed {seed}: {shape} {' '.join(arguments)}" + "".join(
         f" +{n}{list(t[n].shape)}" for n in ("bias", "sink") if n in t)
@@ -345,10 +348,12 @@ def main():
     parser.add_argument("--only", type=int, help="one case, by its seed")
     parser.add_argument("--impl", action="append",
                         choices=["flash", "fused", "materialised", "reference", "linear"])
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--goldens", help="write golden files there instead")
     a = parser.parse_args()
     torch.set_num_threads(1)
-    impls = a.impl or ["flash", "flash", "flash", "fused", "materialised", "reference", "linear"]
+    impls = a.impl or (["flash", "flash", "flash", "fused", "materialised", "reference", "linear"]
+                       if a.device == "cpu" else ["flash", "flash", "flash", "linear"])
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         if a.goldens:
@@ -356,7 +361,7 @@ def main():
             return
         seeds = [a.only] if a.only is not None else range(a.seed, a.seed + a.cases)
         for seed in seeds:
-            faults = case_run(a.tril, seed, impls, folder)
+            faults = case_run(a.tril, seed, impls, folder, device=a.device)
             failed += bool(faults)
             for fault in faults:
                 print("FAIL " + fault, flush=True)

@@ -85,10 +85,15 @@ struct tril_attention {
 
     enum tril_attention_implementation implementation;
     int threads; /* 0: as they are set for the process */
+    /* Where: "cpu" (NULL means it) or "cuda", a GPU: it gets copies of the tensors, which stay host
+     * memory, and gives the results back; opened anew by every call. There is flash and linear;
+     * the reference is the host's, whatever is said here. fp16 is computed as it is. */
+    const char *device;
 
     /* Query rows and keys that flash's forward takes at a time; 0: chosen. Both are rounded up
      * to what the kernels can: at most 96 rows, and 16, 32 or 64 keys;
-     * tril_bench_attention says what was used. Other sizes give results that differ in rounding. */
+     * tril_bench_attention says what was used. Other sizes give results that differ in rounding.
+     * A device chooses for itself. */
     int64_t tile_q, tile_k;
 };
 
@@ -122,7 +127,8 @@ struct tril_attention_buffers {
 
 /* Bytes of scratch that the calls need (forward; backward), without running them.
  * Either pointer may be NULL. The size depends on the description, the machine's instruction set
- * and the number of threads. */
+ * and the number of threads. Of a device it is what the host needs: the device's own memory is
+ * taken and given back inside the calls. */
 tril_status tril_attention_scratch(const struct tril_attention *a, size_t *forward,
                                    size_t *backward, struct tril_error *err);
 
@@ -195,6 +201,7 @@ struct tril_attention_file {
                         dbias, dsink fp32 */
     const char *implementation; /* "flash" (NULL), "fused", "materialised", ... */
     const char *dtype;          /* "fp32" | "bf16" | "fp16"; NULL: that of q */
+    const char *device;         /* as in struct tril_attention; NULL: "cpu" */
     const char *visible;        /* as in struct tril_attention; NULL: causal */
     bool alibi;                 /* the usual slopes */
     double scale;               /* NaN: 1 / sqrt(d) */
@@ -207,9 +214,9 @@ struct tril_attention_file {
 struct tril_attention_file_result {
     int64_t batch, heads, kv_heads, queries, keys, width;
     const char *dtype;
-    double forward_seconds, backward_seconds;
-    double scratch_bytes;     /* the larger of the two directions' */
-    int64_t block_q, block_k; /* rows and keys of flash's tiles as used; 0: none */
+    double forward_seconds, backward_seconds; /* of the calls: a device's with its transfers */
+    double scratch_bytes;                     /* the larger of the two directions'; the host's */
+    int64_t block_q, block_k;                 /* rows and keys of flash's tiles as used; 0: none */
 };
 tril_status tril_attention_file(const struct tril_attention_file *f,
                                 struct tril_attention_file_result *result, struct tril_error *err);

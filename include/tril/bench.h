@@ -55,7 +55,8 @@ struct tril_bench_result {
 tril_status tril_bench(const struct tril_bench_options *options, struct tril_bench_result *result,
                        struct tril_error *err);
 
-/* Attention by itself, through tril_attention_forward and _backward on random tensors. */
+/* Attention by itself on random tensors: on the CPU through tril_attention_forward and _backward.
+ */
 struct tril_bench_attention_options {
     int64_t batch, heads, kv_heads; /* kv_heads 0: heads */
     int64_t seq, keys, head_dim;    /* keys 0: seq */
@@ -66,6 +67,8 @@ struct tril_bench_attention_options {
     bool alibi, forward_only;
     double softcap, dropout;
     int64_t block_q, block_k; /* tile_q, tile_k of tril/attention.h; 0: chosen */
+    const char *device;       /* "cpu" (NULL) | "cuda": tensors that are there, several sets of them
+                               * taking turns; a time is the mean of many launches waited for */
     /* One new token for each of `batch` sequences against their caches of `cache` keys, laid out
      * [row, kv_heads, head_dim], in pages of `page` rows in shuffled order (0: contiguous). As many
      * caches take turns as fill a gigabyte, so that every byte comes from memory. */
@@ -81,7 +84,8 @@ struct tril_bench_attention_result {
                                                        * key that sees it (linear: see docs) */
     double pairs;       /* of queries and visible keys, all heads; linear: 0 */
     double peak_flops;  /* measured, as in tril_bench_result */
-    double extra_bytes; /* scratch beside inputs and outputs: the larger of the directions' */
+    double extra_bytes; /* scratch beside inputs and outputs (on a device: its memory): the larger
+                         * of the directions' */
     double forward_extra_bytes, backward_extra_bytes;
     double bytes_moved; /* that a forward call must move: each argument once; decoding: the
                          * keys and values (with scales), q and o */

@@ -3,8 +3,9 @@
  * Where batch and heads lie evenly behind one another (every dense tensor), the batch is simply
  * more heads: one call of B H heads, B Hk key/value heads, whose grouping is the same. Where they
  * do not, or where something is one per head or per sequence (a bias, lengths, dropout's stream),
- * each batch element is a call of its own on a strided view. Nothing is copied but fp16, which is
- * computed in fp32. A packed batch is what the operation takes anyway. */
+ * each batch element is a call of its own on a strided view. Nothing is copied but fp16, which the
+ * CPU computes in fp32. A packed batch is what the operation takes anyway. On a device all is the
+ * same, through a backend that copies (api/staged.h). */
 #include "api/attention.h"
 
 #include <math.h>
@@ -43,6 +44,7 @@ struct plan {
     struct visible_set rules;
     bool ruled;
     struct op_context ctx;
+    struct staged staged;
     /* in the caller's scratch (NULL while sizes are taken) */
     char *memory;
     size_t used, small;
@@ -131,11 +133,37 @@ static void plan_place(struct plan *p, enum direction direction) {
                                     (of_keys(t) ? a->kv_heads * a->keys : a->heads * a->queries));
 }
 
+bool attention_on_device(const struct tril_attention *a) {
+    return a->device && strcmp(a->device, "cpu") != 0 && strcmp(a->device, "reference") != 0 &&
+           a->implementation != TRIL_ATTENTION_REFERENCE;
+}
+
+tril_status attention_check_device(const struct tril_attention *a, struct tril_error *err) {
+    if (!attention_on_device(a) || a->implementation == TRIL_ATTENTION_FLASH ||
+        a->implementation == TRIL_ATTENTION_LINEAR)
+        return TRIL_OK;
+    return error_set(err, TRIL_ERR_UNSUPPORTED,
+                     "attention: the implementations fused and materialised are the CPU's, for "
+                     "comparison; on %s there are flash and linear",
+                     a->device);
+}
+
+tril_status attention_open(const struct tril_attention *a, struct op_context *ctx,
+                           struct staged *staged, struct tril_error *err) {
+    tril_status st = attention_check_device(a, err);
+    if (st != TRIL_OK)
+        return st;
+    if (attention_on_device(a))
+        return staged_open(staged, ctx, a->device, err);
+    return device_open(ctx, a->implementation == TRIL_ATTENTION_REFERENCE ? "reference" : a->device,
+                       err);
+}
+
 static tril_status plan_make(struct plan *p, const struct tril_attention *a,
                              const struct tril_attention_buffers *b, enum direction direction,
                              struct tril_error *err) {
     tril_status st = TRIL_OK;
-    *p = (struct plan){.a = a, .narrow = a->dtype == TRIL_FP16};
+    *p = (struct plan){.a = a, .narrow = a->dtype == TRIL_FP16 && !attention_on_device(a)};
     TRY(attention_check(a, err));
     if (direction == BACKWARD)
         TRY(attention_check_written(a, err));
@@ -158,8 +186,7 @@ static tril_status plan_make(struct plan *p, const struct tril_attention *a,
     p->calls = p->way == EACH ? a->batch : 1;
     p->heads = p->way == WHOLE ? a->batch * a->heads : a->heads;
     p->kv_heads = p->way == WHOLE ? a->batch * a->kv_heads : a->kv_heads;
-    TRY(device_open(&p->ctx, a->implementation == TRIL_ATTENTION_REFERENCE ? "reference" : "cpu",
-                    err));
+    TRY(attention_open(a, &p->ctx, &p->staged, err));
     plan_place(p, direction);
 done:
     return st;
@@ -168,6 +195,7 @@ done:
 static void plan_free(struct plan *p) {
     visible_set_free(&p->rules);
     op_context_free(&p->ctx);
+    staged_close(&p->staged);
 }
 
 /* ------------------------------------------------------------------ one call */
@@ -540,6 +568,7 @@ tril_status tril_attention_scratch(const struct tril_attention *a, size_t *forwa
 /* ------------------------------------------------------------------ probabilities */
 
 #define PIECE_BYTES ((int64_t)16 << 20)
+#define DEVICE_PIECE_BYTES ((int64_t)256 << 20) /* a device is sent q and k for every piece */
 
 /* The weights of `count` rows of call i, from [count, heads, Tk] into their places in p [B, H,
  * row_count, Tk], with dropout. */
@@ -603,7 +632,8 @@ tril_status tril_attention_probabilities(const struct tril_attention *a,
         convert(&p, Q, true);
         convert(&p, K, true);
     }
-    int64_t most = PIECE_BYTES / (p.heads * a->keys * 4);
+    int64_t most =
+        (attention_on_device(a) ? DEVICE_PIECE_BYTES : PIECE_BYTES) / (p.heads * a->keys * 4);
     most = most < 1 ? 1 : most > row_count ? row_count : most;
     TRY(mem_alloc(&piece, (size_t)(most * p.heads * a->keys) * 4, "rows of probabilities", err));
     TRY(mem_alloc(&numbers, (size_t)most * 4, "rows of probabilities", err));

@@ -2,8 +2,8 @@
 #ifndef API_ATTENTION_H
 #define API_ATTENTION_H
 
+#include "api/staged.h"
 #include "base/dtype.h"
-#include "ops/ops.h"
 #include "ops/visible.h"
 #include "tril/attention.h"
 
@@ -25,6 +25,14 @@ tril_status attention_measure(const struct tril_attention *a, size_t *forward, s
 tril_status attention_implementation_parse(const char *name,
                                            enum tril_attention_implementation *out,
                                            struct tril_error *err);
+
+/* Is `a` computed on a device? (Its name may still be one that there is not.) */
+bool attention_on_device(const struct tril_attention *a);
+/* ERR_UNSUPPORTED where a device has no such implementation. */
+tril_status attention_check_device(const struct tril_attention *a, struct tril_error *err);
+/* Opens what computes it on host memory: a backend of the host's, or through `staged` a device. */
+tril_status attention_open(const struct tril_attention *a, struct op_context *ctx,
+                           struct staged *staged, struct tril_error *err);
 
 /* Threads as a call wants them; gives what attention_threads_restore needs. */
 int attention_threads_set(const struct tril_attention *a);

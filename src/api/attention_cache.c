@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include "api/attention.h"
-#include "api/device.h"
 #include "base/memory.h"
 
 #define MOST ((int64_t)1 << 60)
@@ -19,6 +18,7 @@ struct cached {
     struct attention_params params;
     struct visible_set rules;
     struct op_context ctx;
+    struct staged staged;
     /* in scratch */
     int32_t *offsets, *start; /* [sequences + 1], [sequences] */
     float *lse;               /* [H, B], where the caller's is [B, H, 1] */
@@ -122,8 +122,7 @@ static tril_status cached_open(struct cached *x, const struct tril_attention *a,
         x->params.rule_count = x->rules.rule_count;
         x->params.head_rule = x->rules.rule_count > 1 ? x->rules.head_rule : NULL;
     }
-    TRY(device_open(&x->ctx, a->implementation == TRIL_ATTENTION_REFERENCE ? "reference" : "cpu",
-                    err));
+    TRY(attention_open(a, &x->ctx, &x->staged, err));
     place(x, NULL);
 done:
     return st;
@@ -132,6 +131,7 @@ done:
 static void cached_close(struct cached *x) {
     visible_set_free(&x->rules);
     op_context_free(&x->ctx);
+    staged_close(&x->staged);
 }
 
 /* The queries (or outputs) of call i as [rows, H, d]. */

@@ -164,6 +164,7 @@ static tril_status read_main(struct job *j, struct tril_error *err) {
     a->dropout = f->dropout;
     a->seed = f->seed;
     a->threads = f->threads;
+    a->device = f->device;
     if (f->block_q || f->block_k) {
         a->block_q = f->block_q;
         a->block_k = f->block_k;

@@ -66,7 +66,7 @@ static const char *print_dtypes(unsigned mask, char *out, size_t size) {
 /* Which formats of activations a backend knows: the CPU's kernels fp32 and bf16, the others fp16
  * too. */
 static unsigned allowed_dtypes(const struct op_arg *a, const struct backend *b) {
-    bool fp16 = (a->dtypes & DT_ACT) == DT_ACT && (b->device || b == backend_reference());
+    bool fp16 = (a->dtypes & DT_ACT) == DT_ACT && strcmp(b->name, "cpu") != 0;
     return a->dtypes | (fp16 ? DT_MASK(DT_F16) : 0);
 }
 
