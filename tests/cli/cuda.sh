@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# --device cuda from the command line, on the emulated GPU (tests/cuda/emulation): training, evaluation,
+# generation, inspection, attention and benchmarks give what they give on the CPU; without a GPU every
+# command says so in one sentence.
+set -euo pipefail
+tril=$1
+emulated=$(dirname "$tril")/tests/cuda/emulation/tril_on_emulated_gpu
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+export TRIL_CACHE=$dir/cache
+fail() {
+    echo "FAILED: $*" >&2
+    exit 1
+}
+if [ ! -x "$emulated" ]; then
+    echo "skipped: there is no emulated GPU in this build (it needs a C++ compiler)"
+    exit 77
+fi
+
+awk 'BEGIN { srand(7); split("the cat dog bird sun river old tree sings sleeps runs sees a small red", w, " ")
+    for (i = 0; i < 300; i++) { n = 4 + int(rand() * 6); s = ""
+        for (k = 0; k < n; k++) s = s w[1 + int(rand() * 15)] " "
+        print s "and then the end." } }' >"$dir/text.txt"
+head -2 "$dir/text.txt" >"$dir/short.txt"
+"$tril" tokenizer train --vocab 280 --special '<|endoftext|>' --out "$dir/tok.json" "$dir/text.txt" 2>/dev/null
+
+# values FILE NAME: the numbers of a field, one a line, to four digits
+values() { grep -o "\"$2\": *[-0-9.e+]*" "$1" | awk -F: '{ printf "%.4g\n", $2 }'; }
+# alike NAME FIELD...: what cpu.NAME and cuda.NAME say of these fields, to four digits
+alike() {
+    local name=$1 field
+    shift
+    for field; do
+        [ -n "$(values "$dir/cpu.$name" "$field")" ] || fail "$name has no $field"
+        diff <(values "$dir/cpu.$name" "$field") <(values "$dir/cuda.$name" "$field") >&2 ||
+            fail "$name: $field on the GPU is not the CPU's"
+    done
+}
+
+# ---- training: the same losses and norms; the checkpoint goes on on the other device
+for device in cpu cuda; do
+    "$emulated" train --device $device --data "$dir/text.txt" --tokenizer "$dir/tok.json" --layers 2 --dim 32 \
+        --heads 4 --batch 2 --seq 16 --steps 4 --eval-every 4 --eval-tokens 32 --checkpoint-every 3 --sample-every 0 \
+        --schedule constant --lr 3e-3 --dropout 0.1 --dtype fp32 --out "$dir/$device" --quiet
+    cp "$dir/$device/log.jsonl" "$dir/$device.log"
+done
+[ "$(wc -l <"$dir/cuda.log")" = 4 ] || fail "the log does not have one line a step"
+alike log loss grad_norm valid_loss
+"$emulated" train --resume --device cuda --out "$dir/cpu" --steps 5 --quiet
+"$emulated" train --resume --device cpu --out "$dir/cuda" --steps 5 --quiet
+cp "$dir/cpu/log.jsonl" "$dir/cpu.log"
+cp "$dir/cuda/log.jsonl" "$dir/cuda.log"
+alike log loss grad_norm
+
+# ---- evaluation, generation, looking inside: one model on both
+model=$dir/cpu
+for device in cpu cuda; do
+    "$emulated" eval --device $device --model "$model" --data "$dir/short.txt" --seq 16 --json >"$dir/$device.eval"
+    "$emulated" generate --device $device --model "$model" --dtype fp32 --prompt "the cat" --max-tokens 6 --greedy --quiet \
+        >"$dir/$device.text"
+    "$emulated" inspect attention --device $device --model "$model" --prompt "the cat sees" --json >"$dir/$device.look"
+done
+alike eval loss bits_per_byte
+cmp "$dir/cpu.text" "$dir/cuda.text" || fail "another greedy text on the GPU"
+alike look entropy
+
+# ---- attention by itself (its numbers: tests/cuda/test_attention_calls.c)
+in=$(dirname "$0")/../golden/attention/02-in.safetensors
+for dtype in fp32 bf16 fp16; do
+    "$emulated" attention --device cuda --qkv "$in" --out "$dir/out.safetensors" --dtype $dtype --grads --probs --json >"$dir/json"
+    grep -q '"device": "cuda"' "$dir/json"
+    for name in o lse p dq dk dv; do grep -q "\"$name\"" "$dir/out.safetensors" || fail "no $name"; done
+done
+code=0
+"$emulated" attention --device cuda --impl fused --qkv "$in" --out "$dir/out.safetensors" 2>"$dir/err" || code=$?
+{ [ $code = 6 ] && grep -q 'flash and linear' "$dir/err"; } || fail "--impl fused on the GPU gave $code"
+
+# ---- benchmarks: their fields, with the GPU's own limits
+for what in "--visible window:8" "--impl linear" "--decode --cache 40 --page 8 --kv-dtype q8"; do
+    # shellcheck disable=SC2086 # several words
+    "$emulated" bench attention --device cuda --heads 2 --seq 24 --head-dim 16 --steps 1 --json $what >"$dir/json"
+    for name in forward_ms forward_flops_per_s peak_flops extra_bytes bytes_moved pairs; do
+        grep -q "\"$name\"" "$dir/json" || fail "bench attention $what lacks $name"
+    done
+    grep -q '"isa": "emulated GPU"' "$dir/json" || fail "bench attention $what does not name the GPU"
+done
+grep -q '"bandwidth_bytes_per_s": *[1-9]' "$dir/json" || fail "no bandwidth beside a decoding"
+"$emulated" bench train --device cuda --preset nano --layers 1 --dim 16 --heads 2 --ffn 16 --vocab 64 --context 16 --seq 8 \
+    --dtype bf16 --steps 1 --json >"$dir/json"
+grep -q '"mfu"' "$dir/json" || fail "bench train has no mfu"
+
+# ---- the ordinary command on a machine without a GPU
+if "$tril" version | grep -q 'sm_'; then
+    echo "cuda: all good (there is a GPU here: its absence was not tested)"
+    exit 0
+fi
+for command in "attention --qkv $in --out $dir/x" "bench attention" "bench decode" "eval --model $model --data $dir/text.txt" \
+    "generate --model $model --prompt a" "inspect attention --model $model --prompt a" \
+    "train --data $dir/text.txt --tokenizer $dir/tok.json --layers 1 --dim 16 --heads 2 --out $dir/x"; do
+    code=0
+    # shellcheck disable=SC2086 # several words
+    "$tril" $command --device cuda >"$dir/stdout" 2>"$dir/err" </dev/null || code=$?
+    if [ $code != 6 ] || ! grep -q 'CUDA\|GPU' "$dir/err" || [ "$(wc -l <"$dir/err")" -ne 1 ]; then
+        cat "$dir/err" >&2
+        fail "$command --device cuda without a GPU gave exit code $code"
+    fi
+done
+echo "cuda: all good"
