@@ -21,15 +21,17 @@ static void list(bool json) {
     json_t *root = json_array();
     char quick[32], full[32];
     if (!json)
-        printf("%-17s %-12s %6s %7s  %s\n", "name", "rows", "quick", "full", "what");
+        printf("%-17s %-12s %6s %7s  %s\n", "name", "rows", "quick", "full",
+               "what (*: on a GPU too)");
     for (int i = 0; tril_lab_get(i, &e); i++) {
         if (!json)
-            printf("%-17s %-12s %6s %7s  %s%s\n", e.name, e.rows, duration(e.quick_seconds, quick),
-                   duration(e.full_seconds, full), e.summary, e.reads_text ? " (--data)" : "");
-        json_array_append_new(root, json_pack("{s:s, s:s, s:s, s:f, s:f, s:b}", "name", e.name,
+            printf("%-17s %-12s %6s %7s  %s%s%s\n", e.name, e.rows,
+                   duration(e.quick_seconds, quick), duration(e.full_seconds, full), e.summary,
+                   e.reads_text ? " (--data)" : "", e.device ? " *" : "");
+        json_array_append_new(root, json_pack("{s:s, s:s, s:s, s:f, s:f, s:b, s:b}", "name", e.name,
                                               "rows", e.rows, "summary", e.summary, "quick_seconds",
                                               e.quick_seconds, "full_seconds", e.full_seconds,
-                                              "reads_text", e.reads_text));
+                                              "reads_text", e.reads_text, "device", e.device));
     }
     if (json)
         json_print(json_pack("{s:o}", "experiments", root));
@@ -49,6 +51,8 @@ static tril_status run(struct tril_lab_options *o, const struct option_list *wor
     struct tril_lab_experiment e;
     for (int i = 0; st == TRIL_OK && (all ? tril_lab_get(i, &e) : i + 1 < words->count); i++) {
         char *text = NULL;
+        if (all && !e.device && strcmp(o->device, "cpu") != 0)
+            continue;
         o->name = all ? e.name : words->values[i + 1];
         o->print = json ? NULL : stdout;
         st = tril_lab_run(o, json ? &text : NULL, err);
@@ -62,7 +66,7 @@ static tril_status run(struct tril_lab_options *o, const struct option_list *wor
 }
 
 int cmd_lab(int argc, char **argv) {
-    struct tril_lab_options o = {.out = "lab"};
+    struct tril_lab_options o = {.out = "lab", .device = "cpu"};
     struct option_list words = {0}, data = {0};
     struct tril_error err = {0};
     bool json = false, quick = false, full = false, papers = false;
@@ -78,6 +82,8 @@ int cmd_lab(int argc, char **argv) {
         {"out", "DIR", "results go to DIR/NAME (lab)", OPTION_STRING, &o.out, 0, 0, NULL},
         {"data", "FILE", "text files to train on (default: generated sentences)", OPTION_STRINGS,
          &data, 0, 0, NULL},
+        {"device", "NAME", "cuda: what can run on a GPU (list: *); all: only that", OPTION_CHOICE,
+         &o.device, 0, 0, "cpu|cuda"},
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
         {"json", NULL, "print the result as JSON instead of tables", OPTION_FLAG, &json, 0, 0,
          NULL},
@@ -92,6 +98,7 @@ int cmd_lab(int argc, char **argv) {
         .examples = "  tril lab list\n"
                     "  tril lab run averaging leak\n"
                     "  tril lab run depth --full --data book.txt\n"
+                    "  tril lab run all --device cuda --full\n"
                     "  tril lab report",
         .options = options,
         .option_count = sizeof options / sizeof *options,

@@ -20,6 +20,7 @@ struct tril_lab_experiment {
     double quick_seconds; /* about, on two AVX2 processors */
     double full_seconds;
     bool reads_text; /* --data is used */
+    bool device;     /* can run on a GPU */
 };
 
 /* Number `index` (0, 1, ...) of the list; false when there are no more. */
@@ -38,7 +39,8 @@ struct tril_lab_options {
     const char *out;         /* results go to OUT/NAME/; NULL: "lab" */
     const char *const *data; /* text files for what trains on text; none: generated sentences */
     int data_count;
-    int threads; /* 0: all */
+    int threads;        /* 0: all */
+    const char *device; /* "cpu" (NULL) | "cuda", where the experiment can */
     FILE *print; /* where tables and text go as they come; NULL: nowhere */
 };
 

@@ -1,10 +1,8 @@
-/* tril/lab.h: the lab on the CPU backend. */
+/* tril/lab.h: the lab on the CPU's backend or a device's. */
 #include "tril/lab.h"
 
 #include "api/device.h"
 #include "base/threads.h"
-#include "cpu/cpu.h"
-#include "cpu/probe.h"
 #include "lab/lab.h"
 
 bool tril_lab_get(int index, struct tril_lab_experiment *out) {
@@ -14,19 +12,15 @@ bool tril_lab_get(int index, struct tril_lab_experiment *out) {
     return e != NULL;
 }
 
-static double peak_flops(enum dtype t) {
-    return cpu_probe_peak_flops(t, threads_count());
-}
-
 tril_status tril_lab_run(const struct tril_lab_options *o, char **json, struct tril_error *err) {
     struct op_context ctx = {0};
     tril_status st = TRIL_OK;
     threads_set(o->threads);
-    TRY(device_open(&ctx, "cpu", err));
+    TRY(device_open(&ctx, o->device, err));
     struct lab_environment env = {.ctx = &ctx,
-                                  .isa = cpu_level_name(cpu_level_active()),
+                                  .isa = device_name(&ctx),
                                   .threads = threads_count(),
-                                  .peak_flops = peak_flops};
+                                  .peak_flops = device_peak_flops};
     TRY(lab_run(&env, o, json, err));
 done:
     op_context_free(&ctx);

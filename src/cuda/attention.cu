@@ -162,6 +162,8 @@ OP_FN(attention_forward) {
     c.params = p;
     attention_view a = {};
     CUDA_TRY(attention_check_unread(&c, "attention_forward", err));
+    if (p->implementation == ATTENTION_MATERIALISED)
+        return error_set(err, TRIL_ERR_UNSUPPORTED, "there is no materialised attention on a GPU");
     if (attention_hopper_takes_forward(ctx, args, p))
         return attention_hopper_forward(ctx, args, p, err);
     CUDA_TRY(view_make(&c, &args[F_STEP], "attention_forward", &a, err));
@@ -227,6 +229,8 @@ OP_FN(attention_backward) {
     c.params = p;
     attention_view a = {};
     CUDA_TRY(attention_check_unread(&c, name, err));
+    if (p->implementation == ATTENTION_MATERIALISED)
+        return error_set(err, TRIL_ERR_UNSUPPORTED, "there is no materialised attention on a GPU");
     if (attention_hopper_takes_backward(ctx, args, p))
         return attention_hopper_backward(ctx, args, p, err);
     CUDA_TRY(view_make(&c, &args[B_STEP], name, &a, err));

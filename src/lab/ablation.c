@@ -234,6 +234,6 @@ done:
 
 const struct lab_experiment lab_ablation = {
     {"ablation", "without MLP, residual, norm, Q, scale, tying; gradients by depth; GELU and ReLU",
-     "M7", 15, 240, true},
+     "M7", 15, 240, true, false},
     "Leaving parts out",
     run};

@@ -2,63 +2,73 @@
 #include "lab/attend.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/memory.h"
 #include "base/threads.h"
 
-static tril_status take(void **out, double count, int64_t size, struct tril_error *err) {
-    return mem_alloc(out, (size_t)count * (size_t)size, "attention's tensors", err);
+static tril_status take(struct op_context *ctx, void **out, double count, int64_t size,
+                        struct tril_error *err) {
+    return ctx->backend->alloc(out, (int64_t)count * size, false, "attention's tensors", err);
+}
+
+tril_status attend_describe(struct attend *a, struct op_context *ctx, int64_t B, int64_t T,
+                            int64_t H, int64_t d, enum dtype dtype, struct tril_error *err) {
+    int32_t *host = malloc((size_t)(3 * B + 1) * sizeof *host);
+    tril_status st = TRIL_OK;
+    *a = (struct attend){.ctx = ctx, .B = B, .T = T, .H = H, .d = d, .dtype = dtype, .row = H * d};
+    if (!host)
+        return lab_no_memory(err);
+    for (int64_t b = 0; b <= B; b++) {
+        host[b] = (int32_t)(b * T);
+        if (b < B) {
+            host[B + 1 + b] = (int32_t)(b * T);
+            host[2 * B + 1 + b] = (int32_t)T;
+        }
+    }
+    TRY(take(ctx, (void **)&a->offsets, (double)(3 * B + 1), 4, err));
+    TRY(take(ctx, (void **)&a->lse, (double)(H * B * T), 4, err));
+    TRY(ctx->backend->upload(ctx, a->offsets, host, (3 * B + 1) * 4, err));
+    a->start = a->offsets + B + 1;
+    a->length = a->start + B;
+    a->params = (struct attention_params){.scale = (float)(1 / sqrt((double)d)),
+                                          .causal = true,
+                                          .max_q = (int32_t)T,
+                                          .max_kv = (int32_t)T};
+done:
+    free(host);
+    if (st != TRIL_OK)
+        attend_free(a);
+    return st;
 }
 
 tril_status attend_create(struct attend *a, struct op_context *ctx, int64_t B, int64_t T, int64_t H,
                           int64_t d, enum dtype dtype, bool backward, uint64_t seed,
                           struct tril_error *err) {
     int64_t n = B * T * H * d, size = (int64_t)dtype_size(dtype);
-    tril_status st = TRIL_OK;
-    *a = (struct attend){.ctx = ctx, .B = B, .T = T, .H = H, .d = d, .dtype = dtype, .row = H * d};
+    tril_status st = attend_describe(a, ctx, B, T, H, d, dtype, err);
     void **const blocks[] = {&a->q, &a->k, &a->v, &a->o, &a->dout, &a->dq, &a->dk, &a->dv};
-    float *piece = NULL;
-    enum { PIECE = 4096 };
+    if (st != TRIL_OK)
+        return st;
     for (int i = 0; i < (backward ? 8 : 4); i++)
-        TRY(take(blocks[i], (double)n, size, err));
-    TRY(take((void **)&a->lse, (double)(H * B * T), 4, err));
-    TRY(take((void **)&a->offsets, (double)(B + 1), 4, err));
-    TRY(take((void **)&a->start, (double)B, 4, err));
-    TRY(take((void **)&a->length, (double)B, 4, err));
-    TRY(take((void **)&piece, PIECE, 4, err));
+        TRY(take(ctx, blocks[i], (double)n, size, err));
     for (int i = 0; i < (backward ? 5 : 3); i++) {
         struct random_key key = {.seed = seed, .layer = (uint32_t)i, .op = RANDOM_TEST};
-        int block = i < 3 ? i : 4;
-        for (int64_t at = 0; i != 3 && at < n; at += PIECE) {
-            int64_t some = n - at < PIECE ? n - at : PIECE;
-            random_normal_fill(&key, (uint64_t)at, some, piece);
-            dtype_convert((char *)*blocks[block] + at * size, dtype, piece, DT_F32, (size_t)some);
-        }
+        if (i != 3)
+            TRY(lab_fill(ctx, *blocks[i], dtype, n, 1, &key, err));
     }
-    for (int64_t b = 0; b <= B; b++) {
-        a->offsets[b] = (int32_t)(b * T);
-        if (b < B) {
-            a->start[b] = (int32_t)(b * T);
-            a->length[b] = (int32_t)T;
-        }
-    }
-    a->params = (struct attention_params){.scale = (float)(1 / sqrt((double)d)),
-                                          .causal = true,
-                                          .max_q = (int32_t)T,
-                                          .max_kv = (int32_t)T};
 done:
-    mem_free(piece);
     if (st != TRIL_OK)
         attend_free(a);
     return st;
 }
 
 void attend_free(struct attend *a) {
-    void *const blocks[] = {a->q,  a->k,  a->v,   a->o,       a->dout,  a->dq,
-                            a->dk, a->dv, a->lse, a->offsets, a->start, a->length};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
-        mem_free(blocks[i]);
+    void *const blocks[] = {a->q,  a->k,  a->v,  a->o,   a->dout,
+                            a->dq, a->dk, a->dv, a->lse, a->offsets};
+    for (size_t i = 0; a->ctx && i < sizeof blocks / sizeof *blocks; i++)
+        a->ctx->backend->release(blocks[i]);
     *a = (struct attend){0};
 }
 
@@ -105,10 +115,12 @@ tril_status standard_create(struct standard *s, const struct attend *a, struct t
     double T = (double)a->T;
     tril_status st = TRIL_OK;
     *s = (struct standard){.a = a};
-    TRY(take((void **)&s->scores, (double)(a->B * a->H) * T * T, 4, err));
-    TRY(take((void **)&s->q, T * (double)a->d, 4, err));
-    TRY(take((void **)&s->kv, T * (double)a->d, 4, err));
-    TRY(take((void **)&s->out, T * (double)a->d, 4, err));
+    if (a->ctx->backend->device)
+        return TRIL_OK;
+    TRY(take(a->ctx, (void **)&s->scores, (double)(a->B * a->H) * T * T, 4, err));
+    TRY(take(a->ctx, (void **)&s->q, T * (double)a->d, 4, err));
+    TRY(take(a->ctx, (void **)&s->kv, T * (double)a->d, 4, err));
+    TRY(take(a->ctx, (void **)&s->out, T * (double)a->d, 4, err));
 done:
     if (st != TRIL_OK)
         standard_free(s);
@@ -121,6 +133,13 @@ void standard_free(struct standard *s) {
     mem_free(s->kv);
     mem_free(s->out);
     *s = (struct standard){0};
+}
+
+/* The device's own. */
+static struct attend materialised(const struct attend *a) {
+    struct attend m = *a;
+    m.params.implementation = ATTENTION_MATERIALISED;
+    return m;
 }
 
 /* One head's [T, d] out of [B T, H, d], or back, or transposed to [d, T]. */
@@ -184,6 +203,10 @@ tril_status standard_forward(void *arg, struct tril_error *err) {
     const struct attend *a = s->a;
     int64_t T = a->T, d = a->d;
     tril_status st = TRIL_OK;
+    if (a->ctx->backend->device) {
+        struct attend m = materialised(a);
+        return attend_forward(&m, err);
+    }
     for (int64_t bh = 0; bh < a->B * a->H; bh++) {
         float *scores = s->scores + bh * T * T;
         struct rows r = {scores, NULL, T, a->params.scale};
@@ -221,8 +244,12 @@ tril_status standard_backward(void *arg, struct tril_error *err) {
     float *dp = NULL, *dout = NULL;
     struct tensor none = tensor_none();
     tril_status st = TRIL_OK;
-    TRY(take((void **)&dp, (double)T * (double)T, 4, err));
-    TRY(take((void **)&dout, (double)T * (double)d, 4, err));
+    if (ctx->backend->device) {
+        struct attend m = materialised(a);
+        return attend_backward(&m, err);
+    }
+    TRY(take(ctx, (void **)&dp, (double)T * (double)T, 4, err));
+    TRY(take(ctx, (void **)&dout, (double)T * (double)d, 4, err));
     for (int64_t bh = 0; bh < a->B * a->H; bh++) {
         float *p = s->scores + bh * T * T;
         struct rows r = {p, dp, T, a->params.scale};

@@ -214,6 +214,7 @@ done:
 }
 
 const struct lab_experiment lab_averaging = {
-    {"averaging", "the past averaged: uniform, softmax and linear weights", "A1", 1, 2, false},
+    {"averaging", "the past averaged: uniform, softmax and linear weights", "A1", 1, 2, false,
+     false},
     "Averaging the past",
     run};

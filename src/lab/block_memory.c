@@ -53,7 +53,7 @@ static tril_status measure(struct lab *l, struct weigh *w, double *bytes, struct
     if (st != TRIL_OK)
         return st;
     w->ctx = &fresh;
-    st = lab_peak_memory(work, w, bytes, err);
+    st = lab_peak_memory(l->ctx, work, w, bytes, err);
     op_context_free(&fresh);
     return st;
 }
@@ -166,6 +166,7 @@ done:
 }
 
 const struct lab_experiment lab_block_memory = {
-    {"block-memory", "attention's peak memory by length, standard and flash", "E5", 2, 30, false},
+    {"block-memory", "attention's peak memory by length, standard and flash", "E5", 2, 30, false,
+     true},
     "Attention's memory by length",
     run};

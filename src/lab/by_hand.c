@@ -204,6 +204,6 @@ done:
 }
 
 const struct lab_experiment lab_by_hand = {
-    {"by-hand", "attention by hand against optimised, 50,000 calls", "A4, E1", 1, 3, false},
+    {"by-hand", "attention by hand against optimised, 50,000 calls", "A4, E1", 1, 3, false, false},
     "Attention by hand and optimised",
     run};

@@ -164,7 +164,7 @@ static tril_status compare_memory(struct lab *l, struct table *t, struct found *
     tril_status st = TRIL_OK;
     for (int standard = 0; standard < 2; standard++) {
         struct job j = {.ctx = l->ctx, .B = 1, .T = T, .H = H, .standard = standard};
-        TRY(lab_peak_memory(weigh, &j, &bytes[standard], err));
+        TRY(lab_peak_memory(l->ctx, weigh, &j, &bytes[standard], err));
     }
     f->memory = bytes[1] / bytes[0];
     f->extra = (bytes[1] - tensors) / fmax(bytes[0] - tensors, 1);
@@ -242,7 +242,7 @@ static tril_status largest_batch(struct lab *l, struct table *t, struct found *f
             struct job j = {
                 .ctx = l->ctx, .B = B, .T = T, .H = H, .standard = !flash, .backward = true};
             double bytes;
-            TRY(lab_peak_memory(weigh, &j, &bytes, err));
+            TRY(lab_peak_memory(l->ctx, weigh, &j, &bytes, err));
             if (bytes > budget)
                 break;
             f->batch[flash] = (double)B;
@@ -408,7 +408,8 @@ done:
     return st;
 }
 
-const struct lab_experiment lab_claims = {
-    {"claims", "flash's claims, and the shares of work and parameters", "E14, E15", 10, 90, false},
-    "What is claimed of flash attention and of blocks",
-    run};
+const struct lab_experiment lab_claims = {{"claims",
+                                           "flash's claims, and the shares of work and parameters",
+                                           "E14, E15", 10, 90, false, false},
+                                          "What is claimed of flash attention and of blocks",
+                                          run};

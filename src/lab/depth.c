@@ -194,6 +194,6 @@ done:
 
 const struct lab_experiment lab_depth = {
     {"depth", "perplexity, time per step and memory of 2, 4, 8, 12 layers", "E11, T10", 10, 1000,
-     true},
+     true, false},
     "Depth",
     run};

@@ -154,6 +154,6 @@ done:
 
 const struct lab_experiment lab_extrapolation = {
     {"extrapolation", "trained short, tested long: learned, none, ALiBi, RoPE and its scalings",
-     "A9", 20, 240, true},
+     "A9", 20, 240, true, false},
     "Trained short, tested long",
     run};

@@ -196,7 +196,7 @@ static void print_wrapped(FILE *f, const char *text) {
 
 static tril_status begin(struct lab *l, const struct lab_experiment *e,
                          const struct tril_lab_options *o, struct tril_error *err) {
-    double load[1] = {0}, peak = l->env->peak_flops ? l->env->peak_flops(DT_F32) : 0;
+    double load[1] = {0}, peak = l->env->peak_flops ? l->env->peak_flops(l->ctx, DT_F32) : 0;
     char when[32] = "", time_text[32];
     time_t now = time(NULL);
     struct tm tm;
@@ -240,6 +240,7 @@ tril_status lab_run(const struct lab_environment *env, const struct tril_lab_opt
     const struct lab_experiment *e = o->name ? lab_find(o->name) : NULL;
     struct lab l = {.env = env,
                     .ctx = env->ctx,
+                    .device = env->ctx->backend->device,
                     .size = o->size,
                     .data = o->data,
                     .data_count = o->data_count,
@@ -252,6 +253,13 @@ tril_status lab_run(const struct lab_environment *env, const struct tril_lab_opt
         return error_set(err, TRIL_ERR_ARGUMENT,
                          "there is no experiment '%.60s'; tril lab list names them all",
                          o->name ? o->name : "");
+    if (l.device && !e->about.device)
+        return error_set(err, TRIL_ERR_UNSUPPORTED,
+                         "the experiment %s looks into tensors on the CPU; run it without --device",
+                         e->about.name);
+    const struct backend *own = l.ctx->backend;
+    if (l.device)
+        l.ctx->backend = lab_watch(own);
     TRY(begin(&l, e, o, err));
     double begun = clock_seconds();
     TRY(e->run(&l, err));
@@ -275,6 +283,8 @@ tril_status lab_run(const struct lab_environment *env, const struct tril_lab_opt
         text = NULL;
     }
 done:
+    l.ctx->backend = own;
+    lab_watch_end();
     json_decref(l.result);
     free(l.dir);
     free(path);

@@ -21,9 +21,10 @@
 /* What the caller of the lab opens for it (the lab knows no backend by name). */
 struct lab_environment {
     struct op_context *ctx;
-    const char *isa;
+    const char *isa; /* "avx2", "NVIDIA H200" */
     int threads;
-    double (*peak_flops)(enum dtype t); /* measured now; may take some tenths of a second */
+    /* measured now; may take some tenths of a second */
+    double (*peak_flops)(struct op_context *ctx, enum dtype t);
 };
 
 struct lab {
@@ -34,6 +35,7 @@ struct lab {
     int data_count;
     char *dir;      /* OUT/NAME */
     FILE *print;    /* NULL: quiet */
+    bool device;    /* ctx is a device's */
     json_t *result; /* machine, tables, claims, findings, values, plots */
     bool failed;    /* out of memory while collecting: reported at the end */
 };
@@ -91,17 +93,30 @@ struct lab_times {
     int64_t runs, dropped; /* counted, and left out as outliers */
 };
 struct lab_timing {
-    int64_t warm, runs; /* at most so many; at least one each */
-    double seconds;     /* limit for the runs; a tenth of it for warming up. 0: none */
+    int64_t warm, runs;      /* at most so many; at least one each */
+    double seconds;          /* limit for the runs; a tenth of it for warming up. 0: none */
+    struct op_context *wait; /* whose work is waited for after every run; NULL: the host's */
 };
 typedef tril_status lab_work(void *arg, struct tril_error *err);
 /* Outliers lie more than 3 scaled median absolute deviations (1.4826 MAD) from the median. */
 tril_status lab_time(const struct lab_timing *how, lab_work *work, void *arg, struct lab_times *out,
                      struct tril_error *err);
 
-/* Peak of resident memory that a piece of work adds to what was there before it: measured by the
- * kernel, from a trimmed heap. 0 where the kernel does not tell. */
-tril_status lab_peak_memory(lab_work *work, void *arg, double *bytes, struct tril_error *err);
+/* The most memory that a piece of work adds to what was there before it. On the CPU: resident, as
+ * the kernel measures it from a trimmed heap; 0 where it does not tell. On a device: allocated. */
+tril_status lab_peak_memory(const struct op_context *ctx, lab_work *work, void *arg, double *bytes,
+                            struct tril_error *err);
+
+/* Tensors in the backend's memory: filled with normal numbers times `scale`, and fetched as floats
+ * (mem_free). */
+tril_status lab_fill(struct op_context *ctx, void *data, enum dtype t, int64_t n, float scale,
+                     const struct random_key *key, struct tril_error *err);
+tril_status lab_fetch(struct op_context *ctx, const void *data, enum dtype t, int64_t n,
+                      float **out, struct tril_error *err);
+/* `device` with its allocations counted, until lab_watch_end; what lab_peak_memory asks of it. */
+const struct backend *lab_watch(const struct backend *device);
+void lab_watch_end(void);
+tril_status lab_watch_peak(lab_work *work, void *arg, double *bytes, struct tril_error *err);
 
 /* Least squares y = a + b x, and r^2 (the share of the variance it explains). */
 struct lab_line {

@@ -2,44 +2,52 @@
 #include "lab/layer.h"
 
 #include <math.h>
-#include <string.h>
-
-#include "base/memory.h"
+#include <stdlib.h>
 
 const char *const layer_attention_names[] = {"standard", "fused", "flash"};
 
-static tril_status take(void **out, int64_t n, enum dtype t, struct tril_error *err) {
-    return mem_alloc_zero(out, (size_t)n * dtype_size(t), "a block's tensors", err);
+static tril_status take(const struct layer *b, void **out, int64_t n, enum dtype t,
+                        struct tril_error *err) {
+    return b->ctx->backend->alloc(out, n * (int64_t)dtype_size(t), true, "a block's tensors", err);
 }
 
-static void fill(void *data, enum dtype t, int64_t n, float scale, uint64_t seed) {
+static tril_status fill(struct layer *b, void *data, enum dtype t, int64_t n, float scale,
+                        uint64_t seed, struct tril_error *err) {
     struct random_key key = {.seed = seed, .op = RANDOM_TEST};
-    float piece[1024];
-    for (int64_t at = 0; at < n; at += 1024) {
-        int64_t some = n - at < 1024 ? n - at : 1024;
-        random_normal_fill(&key, (uint64_t)at, some, piece);
-        for (int64_t i = 0; i < some; i++)
-            piece[i] *= scale;
-        dtype_convert((char *)data + (size_t)at * dtype_size(t), t, piece, DT_F32, (size_t)some);
-    }
+    return lab_fill(b->ctx, data, t, n, scale, &key, err);
 }
 
 static tril_status make_weight(struct layer *b, struct weight *w, int64_t o, int64_t i,
                                uint64_t seed, struct tril_error *err) {
     void *data = NULL;
-    tril_status st = take(&data, o * i, b->dtype, err);
-    if (st != TRIL_OK)
-        return st;
-    fill(data, b->dtype, o * i, (float)(1 / sqrt((double)i)), seed);
+    tril_status st = TRIL_OK;
+    TRY(take(b, &data, o * i, b->dtype, err));
     w->value = tensor_2d(data, b->dtype, o, i);
-    return b->ctx->backend->weight_prepare(b->ctx, w, WEIGHT_FORWARD, err);
+    TRY(fill(b, data, b->dtype, o * i, (float)(1 / sqrt((double)i)), seed, err));
+    TRY(b->ctx->backend->weight_prepare(b->ctx, w, WEIGHT_FORWARD, err));
+done:
+    return st;
+}
+
+static tril_status make_ones(struct layer *b, int64_t n, struct tril_error *err) {
+    float *ones = malloc((size_t)n * sizeof *ones);
+    tril_status st = TRIL_OK;
+    if (!ones)
+        return lab_no_memory(err);
+    for (int64_t i = 0; i < n; i++)
+        ones[i] = 1;
+    TRY(take(b, (void **)&b->gain, n, DT_F32, err));
+    TRY(b->ctx->backend->upload(b->ctx, b->gain, ones, n * 4, err));
+done:
+    free(ones);
+    return st;
 }
 
 tril_status layer_create(struct layer *b, struct op_context *ctx, int64_t B, int64_t T, int64_t D,
                          int64_t H, enum dtype dtype, enum layer_attention attention, bool mlp,
                          struct tril_error *err) {
     int64_t n = B * T;
-    bool half = dtype == DT_F16;
+    bool half = dtype == DT_F16 && !ctx->backend->device;
     tril_status st = TRIL_OK;
     dtype = half ? DT_F32 : dtype;
     *b = (struct layer){
@@ -49,46 +57,28 @@ tril_status layer_create(struct layer *b, struct op_context *ctx, int64_t B, int
     if (mlp) {
         TRY(make_weight(b, &b->up, 4 * D, D, 3, err));
         TRY(make_weight(b, &b->down, D, 4 * D, 4, err));
-        TRY(take(&b->hidden, n * 4 * D, dtype, err));
+        TRY(take(b, &b->hidden, n * 4 * D, dtype, err));
     }
-    TRY(take((void **)&b->gain, 4 * D, DT_F32, err));
-    TRY(take((void **)&b->bias, 4 * D, DT_F32, err));
-    for (int64_t i = 0; i < 4 * D; i++)
-        b->gain[i] = 1;
-    TRY(take((void **)&b->x, n * D, DT_F32, err));
-    TRY(take((void **)&b->y, n * D, DT_F32, err));
-    TRY(take(&b->norm, n * D, dtype, err));
-    TRY(take(&b->fused, n * 3 * D, dtype, err));
-    TRY(take(&b->heads, n * D, dtype, err));
-    fill(b->x, DT_F32, n * D, 1, 5);
-    fill(b->norm, dtype, n * D, 1, 6);
+    TRY(make_ones(b, 4 * D, err));
+    TRY(take(b, (void **)&b->bias, 4 * D, DT_F32, err));
+    TRY(take(b, (void **)&b->x, n * D, DT_F32, err));
+    TRY(take(b, (void **)&b->y, n * D, DT_F32, err));
+    TRY(take(b, &b->norm, n * D, dtype, err));
+    TRY(take(b, &b->fused, n * 3 * D, dtype, err));
+    TRY(take(b, &b->heads, n * D, dtype, err));
+    TRY(fill(b, b->x, DT_F32, n * D, 1, 5, err));
+    TRY(fill(b, b->norm, dtype, n * D, 1, 6, err));
     if (half) {
-        TRY(take(&b->half, 2 * n * D, DT_F16, err));
-        fill(b->half, DT_F16, n * D, 1, 6);
+        TRY(take(b, &b->half, 2 * n * D, DT_F16, err));
+        TRY(fill(b, b->half, DT_F16, n * D, 1, 6, err));
     }
-    /* A small one, for its offsets; its tensors are then ours. */
-    TRY(attend_create(&b->attend, ctx, B, 1, 1, 1, dtype, false, 1, err));
     struct attend *a = &b->attend;
-    mem_free(a->q), mem_free(a->k), mem_free(a->v), mem_free(a->o), mem_free(a->lse);
-    a->lse = NULL;
-    a->T = T;
-    a->H = H;
-    a->d = D / H;
+    TRY(attend_describe(a, ctx, B, T, H, D / H, dtype, err));
     a->row = 3 * D;
     a->q = b->fused;
     a->k = (char *)b->fused + (size_t)D * dtype_size(dtype);
     a->v = (char *)b->fused + 2 * (size_t)D * dtype_size(dtype);
     a->o = b->heads;
-    TRY(take((void **)&a->lse, H * n, DT_F32, err));
-    for (int64_t s = 0; s <= B; s++) {
-        a->offsets[s] = (int32_t)(s * T);
-        if (s < B) {
-            a->start[s] = (int32_t)(s * T);
-            a->length[s] = (int32_t)T;
-        }
-    }
-    a->params.scale = (float)(1 / sqrt((double)a->d));
-    a->params.max_q = a->params.max_kv = (int32_t)T;
     a->params.implementation = attention == LAYER_FUSED ? ATTENTION_FUSED : ATTENTION_FLASH;
     if (attention == LAYER_STANDARD)
         TRY(standard_create(&b->standard, a, err));
@@ -100,18 +90,18 @@ done:
 
 void layer_free(struct layer *b) {
     struct weight *const weights[] = {&b->qkv, &b->out, &b->up, &b->down};
-    for (int i = 0; i < 4; i++)
+    void *const blocks[] = {b->gain,  b->bias,  b->x,      b->y,   b->norm,
+                            b->fused, b->heads, b->hidden, b->half};
+    for (int i = 0; b->ctx && i < 4; i++)
         if (weights[i]->value.data) {
             b->ctx->backend->weight_release(weights[i]);
-            mem_free(weights[i]->value.data);
+            b->ctx->backend->release(weights[i]->value.data);
         }
     standard_free(&b->standard);
     b->attend.q = b->attend.k = b->attend.v = b->attend.o = NULL;
     attend_free(&b->attend);
-    void *const blocks[] = {b->gain,  b->bias,  b->x,      b->y,   b->norm,
-                            b->fused, b->heads, b->hidden, b->half};
-    for (int i = 0; i < 9; i++)
-        mem_free(blocks[i]);
+    for (int i = 0; b->ctx && i < 9; i++)
+        b->ctx->backend->release(blocks[i]);
     *b = (struct layer){0};
 }
 

@@ -13,7 +13,7 @@ extern const char *const layer_attention_names[];
 struct layer {
     struct op_context *ctx;
     int64_t B, T, D, H;
-    enum dtype dtype; /* of weights and activations, fp32 or bf16 */
+    enum dtype dtype; /* of weights and activations, fp32 or bf16; on a device fp16 too */
     void *half;       /* fp16: the input and output of layer_mha [2, N, D], cast on the way */
     struct weight qkv, out, up, down;
     float *gain, *bias; /* ones, zeros: [4D] */
@@ -24,8 +24,8 @@ struct layer {
     enum layer_attention attention;
 };
 
-/* `mlp`: with the second half of the block. fp16 is storage: weights are converted once, inputs and
- * outputs at every call, and the arithmetic is fp32. */
+/* `mlp`: with the second half of the block. On the CPU fp16 is storage: weights are converted once,
+ * inputs and outputs at every call, and the arithmetic is fp32. */
 tril_status layer_create(struct layer *b, struct op_context *ctx, int64_t B, int64_t T, int64_t D,
                          int64_t H, enum dtype dtype, enum layer_attention attention, bool mlp,
                          struct tril_error *err);

@@ -339,6 +339,6 @@ done:
 
 const struct lab_experiment lab_leak = {
     {"leak", "masks of 0 and of -inf; ways to mask, timed; one pass against prefixes", "A2, E13", 8,
-     45, false},
+     45, false, false},
     "Why the mask is -inf and not 0",
     run};

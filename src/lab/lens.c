@@ -55,6 +55,55 @@ static tril_status standard_answer(struct op_context *ctx, const struct tensor *
     return st;
 }
 
+/* Memory for a product whose residual is its output. */
+static tril_status lens_space(struct lens *lens, int64_t bytes, struct tril_error *err) {
+    if (bytes <= lens->space_bytes)
+        return TRIL_OK;
+    lens->inner->release(lens->space);
+    lens->space_bytes = 0;
+    tril_status st = lens->inner->alloc(&lens->space, bytes, false, "an unfused product", err);
+    if (st == TRIL_OK)
+        lens->space_bytes = bytes;
+    return st;
+}
+
+static struct tensor flat(struct tensor t) {
+    return tensor_1d(t.data, t.dtype, tensor_count(&t));
+}
+
+/* The product (with its bias, as frameworks have it), then the activation or the residual. */
+static tril_status unfused_linear(struct lens *lens, struct op_context *ctx,
+                                  const struct tensor *args, const struct linear_params *p,
+                                  struct tril_error *err) {
+    enum { X, W, BIAS, RESIDUAL, Y, PRE, COUNT };
+    struct tensor plain[COUNT], y = args[Y], residual = args[RESIDUAL];
+    struct linear_params alone = *p;
+    op_fn *linear = lens->inner->table[OP_LINEAR_FORWARD];
+    bool activated = p->activation != ACT_NONE, dense = tensor_is_dense(&y);
+    tril_status st = TRIL_OK;
+    memcpy(plain, args, sizeof plain);
+    if (activated == (residual.data != NULL) || !dense || (activated && y.dtype != args[X].dtype) ||
+        (!activated && y.dtype != DT_F32))
+        return linear(ctx, args, p, err);
+    plain[RESIDUAL] = plain[PRE] = tensor_none();
+    alone.activation = ACT_NONE;
+    if (activated) {
+        if (args[PRE].data)
+            plain[Y] = args[PRE];
+        TRY(linear(ctx, plain, &alone, err));
+        return activation_forward(ctx, plain[Y], y, p->activation, err);
+    }
+    if (residual.data == y.data) {
+        TRY(lens_space(lens, tensor_bytes(&y), err));
+        plain[Y].data = lens->space;
+        residual = plain[Y];
+    }
+    TRY(linear(ctx, plain, &alone, err));
+    st = accumulate(ctx, flat(residual), flat(y), 1, err);
+done:
+    return st;
+}
+
 static tril_status through(struct op_context *ctx, enum op_id id, const struct tensor *args,
                            const void *params, struct tril_error *err) {
     struct lens *lens = (struct lens *)ctx->backend;
@@ -82,6 +131,8 @@ static tril_status through(struct op_context *ctx, enum op_id id, const struct t
     ctx->backend = lens->inner;
     if (lens->standard && forward)
         st = standard_answer(ctx, args, params, err);
+    else if (lens->unfused && id == OP_LINEAR_FORWARD)
+        st = unfused_linear(lens, ctx, args, params, err);
     else if (lens->linear && forward)
         st = linear_forward_answer(ctx, args, err);
     else if (lens->linear && backward)
@@ -113,6 +164,7 @@ tril_status lens_open(struct lens *lens, const struct op_context *ctx, struct tr
 }
 
 void lens_close(struct lens *lens) {
+    lens->inner->release(lens->space);
     op_context_free(&lens->ctx);
 }
 

@@ -19,6 +19,9 @@ struct lens {
     enum attention_implementation implementation;
     const struct visible_set *rules; /* answer under these rules; NULL: the model's own */
     bool linear;                     /* answer with linear attention (no cache) */
+    bool unfused; /* linear layers without activation and residual; those in passes of their own */
+    void *space;  /* for that */
+    int64_t space_bytes;
     bool standard; /* answer with the textbook's [H, T, T] matrices (one sequence, no cache) */
 };
 

@@ -258,6 +258,6 @@ done:
 
 const struct lab_experiment lab_longest_context = {
     {"longest-context", "memory, speed and length within one budget: standard to hybrid", "E6", 15,
-     600, false},
+     600, false, false},
     "The longest context",
     run};

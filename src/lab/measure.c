@@ -35,6 +35,12 @@ static void summarise(struct lab_times *t, double *x, int64_t n, double *scratch
     t->spread = kept > 1 ? sqrt(squares / (double)(kept - 1)) : 0;
 }
 
+static tril_status work_done(const struct lab_timing *how, lab_work *work, void *arg,
+                             struct tril_error *err) {
+    tril_status st = work(arg, err);
+    return st == TRIL_OK && how->wait ? how->wait->backend->synchronise(how->wait, err) : st;
+}
+
 tril_status lab_time(const struct lab_timing *how, lab_work *work, void *arg, struct lab_times *out,
                      struct tril_error *err) {
     int64_t most = how->runs > 0 ? how->runs : 1, runs = 0;
@@ -44,14 +50,14 @@ tril_status lab_time(const struct lab_timing *how, lab_work *work, void *arg, st
     if (!x)
         return lab_no_memory(err);
     double begun = clock_seconds();
-    TRY(work(arg, err));
+    TRY(work_done(how, work, arg, err));
     out->cold = clock_seconds() - begun;
     for (int64_t i = 1; i < how->warm && !(limit > 0 && clock_seconds() - begun > limit / 10); i++)
-        TRY(work(arg, err));
+        TRY(work_done(how, work, arg, err));
     begun = clock_seconds();
     while (runs < most && !(limit > 0 && runs > 0 && clock_seconds() - begun > limit)) {
         double start = clock_seconds();
-        TRY(work(arg, err));
+        TRY(work_done(how, work, arg, err));
         x[runs++] = clock_seconds() - start;
     }
     summarise(out, x, runs, x + most);
@@ -60,7 +66,10 @@ done:
     return st;
 }
 
-tril_status lab_peak_memory(lab_work *work, void *arg, double *bytes, struct tril_error *err) {
+tril_status lab_peak_memory(const struct op_context *ctx, lab_work *work, void *arg, double *bytes,
+                            struct tril_error *err) {
+    if (ctx->backend->device)
+        return lab_watch_peak(work, arg, bytes, err);
     malloc_trim(0);
     memory_reset_peak();
     double before = (double)memory_peak_rss();

@@ -18,7 +18,8 @@ static tril_status run(struct lab *l, struct tril_error *err) {
                              .runs = 500,
                              .seconds = quick                      ? 0.2
                                         : l->size == TRIL_LAB_FULL ? 1.5
-                                                                   : 60};
+                                                                   : 60,
+                             .wait = l->ctx};
     /* The medians that the plots and findings use: [dtype][B][T] at H 8, and over heads. */
     double by_length[3][3] = {{0}}, by_heads[3] = {0}, by_batch[3] = {0}, by_dtype[3] = {0};
     double cells = 0, spread = 0, flops_best = 0;
@@ -109,6 +110,7 @@ done:
 }
 
 const struct lab_experiment lab_mha_grid = {
-    {"mha-grid", "multi-head attention over batch, length, heads and dtype", "E3", 12, 170, false},
+    {"mha-grid", "multi-head attention over batch, length, heads and dtype", "E3", 12, 170, false,
+     true},
     "The multi-head attention grid",
     run};

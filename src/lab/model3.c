@@ -220,6 +220,6 @@ done:
 
 const struct lab_experiment lab_model3 = {
     {"model3", "one head, no FFN: loss ln V, near-uniform attention, one head against many", "M1",
-     6, 60, true},
+     6, 60, true, false},
     "Model 3",
     run};

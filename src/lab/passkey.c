@@ -204,6 +204,6 @@ done:
 
 const struct lab_experiment lab_passkey = {
     {"passkey", "a hidden value named again, by distance and kind of attention", "A10, A13, A14",
-     25, 150, false},
+     25, 150, false, false},
     "Passkey retrieval",
     run};

@@ -390,6 +390,6 @@ done:
 
 const struct lab_experiment lab_probes = {
     {"probes", "expansion separates; the MLP acts per token; what each layer knows", "M7", 10, 90,
-     true},
+     true, false},
     "Probes",
     run};

@@ -277,6 +277,6 @@ done:
 
 const struct lab_experiment lab_quality = {
     {"quality", "one model under each exact implementation; trained alike: sparse, linear",
-     "E7, E12", 20, 300, true},
+     "E7, E12", 20, 300, true, false},
     "Quality",
     run};

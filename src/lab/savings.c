@@ -180,7 +180,7 @@ static tril_status compare_recompute(struct lab *l, double bytes[3], double seco
     TRY(train_once(&j, err)); /* gradients and the library's scratch are touched once */
     for (int r = 0; r < 3; r++) {
         j.recompute = (enum recompute)r;
-        TRY(lab_peak_memory(train_once, &j, &bytes[r], err));
+        TRY(lab_peak_memory(l->ctx, train_once, &j, &bytes[r], err));
         seconds[r] = j.seconds;
         loss[r] = j.loss;
     }
@@ -215,7 +215,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     TRY(table_create(&t, columns, 7, err));
     for (int standard = 0; standard < 2; standard++) {
         j.standard = standard;
-        TRY(lab_peak_memory(attention_work, &j, &attention[standard], err));
+        TRY(lab_peak_memory(l->ctx, attention_work, &j, &attention[standard], err));
     }
     TRY(compare_cache(l, cache, &n, err));
     TRY(compare_recompute(l, bytes, seconds, &loss_difference, err));
@@ -284,6 +284,6 @@ done:
 
 const struct lab_experiment lab_savings = {
     {"savings", "flash's memory, the cache's FLOPs, recomputation, each measured", "E10", 5, 60,
-     false},
+     false, false},
     "Savings",
     run};

@@ -130,6 +130,6 @@ done:
 
 const struct lab_experiment lab_smoothing = {
     {"smoothing", "tokens growing alike with depth; residuals, MLPs and dropout against it", "M7",
-     10, 120, true},
+     10, 120, true, false},
     "Over-smoothing",
     run};

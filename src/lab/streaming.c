@@ -171,6 +171,6 @@ done:
 
 const struct lab_experiment lab_streaming = {
     {"streaming", "far beyond the context: all of the past, a window, a window and sinks", "A12",
-     10, 120, true},
+     10, 120, true, false},
     "Streaming without end",
     run};

@@ -44,6 +44,40 @@ static void test_block_memory(void **state) {
     json_decref(r);
 }
 
+static void test_fusion(void **state) {
+    (void)state;
+    json_t *r = lab_result("fusion");
+    /* Scores are sums of 64 products, weights err by twice a score's rounding, values are below 5:
+     * 2 * 64 * 6e-8 * 5. */
+    assert_between(r, "difference", 0, 3.9e-5);
+    assert_true(lab_number(r, "manual_seconds") > 0 && lab_number(r, "flash_seconds") > 0);
+    json_decref(r);
+}
+
+static void test_inference(void **state) {
+    (void)state;
+    json_t *r = lab_result("inference");
+    assert_between(r, "flops_saved", 0.97, 0.9999); /* 256 tokens, and scores of one row of them */
+    /* Two layers of sums of 64 to 256 in fp32, logits of size 4. */
+    assert_between(r, "difference_flash", 0, 1e-4);
+    assert_between(r, "difference_cache", 0, 1e-4);
+    assert_true(lab_number(r, "gain") > 2); /* of two hundred times less work */
+    json_decref(r);
+}
+
+static void test_training(void **state) {
+    (void)state;
+    json_t *r = lab_result("training");
+    /* Means over 512 tokens of losses near ln 256, three layers and four updates in fp32. */
+    assert_between(r, "loss_difference", 0, 1e-5);
+    assert_between(r, "loss_bf16_difference", 1e-9, 0.02); /* it is bf16, and it learns the same */
+    assert_between(r, "activations_saved", 0.5, 0.95);
+#ifndef __SANITIZE_ADDRESS__
+    assert_true(lab_number(r, "memory_saved") > 0.2);
+#endif
+    json_decref(r);
+}
+
 static tril_status count(void *arg, struct tril_error *err) {
     (void)err;
     ++*(int *)arg;
@@ -70,7 +104,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_measuring),    cmocka_unit_test(test_by_hand),
         cmocka_unit_test(test_mha_grid),     cmocka_unit_test(test_block_time),
-        cmocka_unit_test(test_block_memory),
+        cmocka_unit_test(test_block_memory), cmocka_unit_test(test_fusion),
+        cmocka_unit_test(test_inference),    cmocka_unit_test(test_training),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
