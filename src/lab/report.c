@@ -1,5 +1,6 @@
 /* All results in a folder as one HTML page (no scripts, no network, light and dark) and as one
  * Markdown file with links to the plots. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -163,7 +164,7 @@ static tril_status write_result(FILE *f, const char *dir, const json_t *r, struc
 
 /* ------------------------------------------------------------------ Markdown */
 
-enum { MARKDOWN_ROWS = 30 }; /* longer tables stay in their files */
+enum { MARKDOWN_ROWS = 40 }; /* longer tables stay in their files */
 
 /* A cell: no bars, no line ends. */
 static void markdown_text(FILE *f, const char *text) {
@@ -175,16 +176,15 @@ static void markdown_text(FILE *f, const char *text) {
 }
 
 static void markdown_cell(FILE *f, const json_t *v) {
-    char number[40];
-    if (json_is_string(v)) {
+    double x = json_number_value(v);
+    fputc(' ', f);
+    if (json_is_string(v))
         markdown_text(f, json_string_value(v));
-    } else if (json_is_integer(v)) {
-        fprintf(f, "%lld", (long long)json_integer_value(v));
-    } else if (json_is_real(v)) {
-        snprintf(number, sizeof number, "%.5g", json_real_value(v));
-        fputs(number, f);
-    }
-    fputs(" | ", f);
+    else if (json_is_number(v) && fabs(x) >= 1e4 && fabs(x) < 1e15)
+        fprintf(f, "%.0f", x);
+    else if (json_is_number(v))
+        fprintf(f, "%.5g", x);
+    fputs(" |", f);
 }
 
 static void markdown_table(FILE *f, const json_t *table, const char *name) {
@@ -197,16 +197,17 @@ static void markdown_table(FILE *f, const json_t *table, const char *name) {
                 text_of(table, "name"));
         return;
     }
-    fputs(":\n\n| ", f);
+    fputs(":\n\n|", f);
     json_object_foreach(json_array_get(rows, 0), key, value) {
+        fputc(' ', f);
         markdown_text(f, key);
-        fputs(" | ", f);
+        fputs(" |", f);
     }
     fputs("\n|", f);
     json_object_foreach(json_array_get(rows, 0), key, value)
         fputs(json_is_number(value) ? "---:|" : "---|", f);
     json_array_foreach(rows, i, row) {
-        fputs("\n| ", f);
+        fputs("\n|", f);
         json_object_foreach(row, key, value) markdown_cell(f, value);
     }
     fputs("\n\n", f);
@@ -229,11 +230,11 @@ static void markdown_result(FILE *f, const json_t *r) {
     if (json_array_size(claims)) {
         fputs("| claim | published | here | agrees |\n|---|---|---|---|\n", f);
         json_array_foreach(claims, i, item) {
-            fputs("| ", f);
+            fputs("|", f);
             markdown_cell(f, json_object_get(item, "claim"));
             markdown_cell(f, json_object_get(item, "published"));
             markdown_cell(f, json_object_get(item, "here"));
-            fputs(json_is_true(json_object_get(item, "holds")) ? "yes |\n" : "**no** |\n", f);
+            fputs(json_is_true(json_object_get(item, "holds")) ? " yes |\n" : " **no** |\n", f);
         }
         fputc('\n', f);
     }
