@@ -88,14 +88,15 @@ static void drop_gradients(struct gradients *g) {
 
 static void test_threads(void **state) {
     (void)state;
-    for (int kind = 0; kind < 4; kind++) {
-        struct problem p = {.sequences = kind < 2 ? 1 : 3,
+    for (int kind = 0; kind < 8; kind++) {
+        struct problem p = {.sequences = kind & 2 ? 3 : 1,
                             .q_length = {500, 33, 70},
                             .kv_length = {500, 33, 70},
                             .heads = kind & 1 ? 3 : 1,
                             .kv_heads = 1,
                             .width = 40,
                             .causal = true,
+                            .act = kind & 4 ? DT_BF16 : DT_F32,
                             .seed = kind};
         problem_make(&p);
         problem_forward(&p, false);
@@ -115,24 +116,27 @@ static void test_threads(void **state) {
 
 static void test_repeats(void **state) {
     (void)state;
-    struct problem p = {.sequences = 2,
-                        .q_length = {150, 33},
-                        .kv_length = {150, 33},
-                        .heads = 4,
-                        .kv_heads = 2,
-                        .width = 32,
-                        .causal = true,
-                        .dropout = 0.1f};
-    problem_make(&p);
-    problem_forward(&p, false);
-    problem_backward(&p, false);
-    struct gradients g = keep_gradients(&p);
-    for (int i = 0; i < 250; i++) {
+    for (int act = 0; act < 2; act++) {
+        struct problem p = {.sequences = 2,
+                            .q_length = {150, 33},
+                            .kv_length = {150, 33},
+                            .heads = 4,
+                            .kv_heads = 2,
+                            .width = 32,
+                            .causal = true,
+                            .act = act ? DT_BF16 : DT_F32,
+                            .dropout = 0.1f};
+        problem_make(&p);
+        problem_forward(&p, false);
         problem_backward(&p, false);
-        assert_gradients("a repeat", &p, &g);
+        struct gradients g = keep_gradients(&p);
+        for (int i = 0; i < 125; i++) {
+            problem_backward(&p, false);
+            assert_gradients("a repeat", &p, &g);
+        }
+        drop_gradients(&g);
+        problem_free(&p);
     }
-    drop_gradients(&g);
-    problem_free(&p);
 }
 
 /* Where a bias's gradient is one sequence's alone it is stored on the way; an empty second sequence
@@ -292,10 +296,8 @@ static void test_gaps(void **state) {
 }
 
 int main(void) {
-    if (!cpu_level_supported(cpu_level_requested())) {
-        printf("this processor has no %s\n", cpu_level_name(cpu_level_requested()));
+    if (level_missing())
         return TEST_SKIP;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_widths),       cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_heads),        cmocka_unit_test(test_scores),

@@ -349,10 +349,8 @@ static void test_not_finite(void **state) {
 }
 
 int main(void) {
-    if (!cpu_level_supported(cpu_level_requested())) {
-        printf("this processor has no %s\n", cpu_level_name(cpu_level_requested()));
+    if (level_missing())
         return TEST_SKIP;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_widths),     cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_heads),      cmocka_unit_test(test_scores),

@@ -401,10 +401,8 @@ static void test_weights_make_output(void **state) {
 }
 
 int main(void) {
-    if (!cpu_level_supported(cpu_level_requested())) {
-        printf("this processor has no %s\n", cpu_level_name(cpu_level_requested()));
+    if (level_missing())
         return TEST_SKIP;
-    }
     if (op_context_init(&cpu, backend_cpu(), NULL) != TRIL_OK)
         return 1;
     const struct CMUnitTest tests[] = {

@@ -256,10 +256,8 @@ static void test_refusals(void **state) {
 }
 
 int main(void) {
-    if (!cpu_level_supported(cpu_level_requested())) {
-        printf("this processor has no %s\n", cpu_level_name(cpu_level_requested()));
+    if (level_missing())
         return TEST_SKIP;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reference), cmocka_unit_test(test_error),
         cmocka_unit_test(test_layouts),   cmocka_unit_test(test_not_finite),

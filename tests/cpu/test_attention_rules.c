@@ -537,10 +537,8 @@ static void test_refusals(void **state) {
 }
 
 int main(void) {
-    if (!cpu_level_supported(cpu_level_requested())) {
-        printf("this processor has no %s\n", cpu_level_name(cpu_level_requested()));
+    if (level_missing())
         return TEST_SKIP;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random),   cmocka_unit_test(test_long),
         cmocka_unit_test(test_splits),   cmocka_unit_test(test_not_touched),

@@ -400,10 +400,8 @@ static void test_amx_rules(void **state) {
 }
 
 int main(void) {
-    if (!cpu_level_supported(cpu_level_requested())) {
-        printf("this machine has no %s\n", cpu_level_name(cpu_level_requested()));
+    if (level_missing())
         return TEST_SKIP;
-    }
     struct tril_error err = {0};
     if (op_context_init(&context, backend_cpu(), &err) != TRIL_OK)
         return 1;

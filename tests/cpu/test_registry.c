@@ -119,11 +119,8 @@ static void test_operations(void **state) {
 }
 
 int main(void) {
-    enum cpu_level level = cpu_level_requested();
-    if (!cpu_level_supported(level)) {
-        printf("skipped: this machine cannot run %s kernels\n", cpu_level_name(level));
+    if (level_missing())
         return TEST_SKIP;
-    }
     if (op_context_init(&context, backend_cpu(), NULL) != TRIL_OK)
         return 1;
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_operations)};

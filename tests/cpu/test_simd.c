@@ -1,11 +1,6 @@
 // ctest: timeout=120 levels
 /* simd.h against libm in double and against base/dtype.h. A fraction of all floats is tried (every
  * STRIDE-th bit pattern); TRIL_TEST_EXHAUSTIVE=1 tries every one. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +10,7 @@
 #include "base/random.h"
 #include "cpu/cpu.h"
 #include "cpu/levels/simd_arrays.h"
+#include "support/support.h"
 
 static const struct simd_arrays *s;
 
@@ -291,11 +287,8 @@ static void test_lanes(void **state) {
 }
 
 int main(void) {
-    enum cpu_level level = cpu_level_requested();
-    if (!cpu_level_supported(level)) {
-        printf("skipped: this machine cannot run %s\n", cpu_level_name(level));
-        return 77;
-    }
+    if (level_missing())
+        return TEST_SKIP;
     const struct simd_arrays *const levels[CPU_LEVEL_COUNT] = {
         [CPU_GENERIC] = &simd_arrays_generic,
 #ifdef TRIL_X86

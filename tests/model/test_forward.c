@@ -435,10 +435,8 @@ static void test_hook(void **state) {
 }
 
 int main(void) {
-    if (!cpu_level_supported(cpu_level_requested())) {
-        printf("skipped: this machine has no %s\n", cpu_level_name(cpu_level_requested()));
+    if (level_missing())
         return TEST_SKIP;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_decode_reference),
         cmocka_unit_test(test_decode_cpu),

@@ -54,10 +54,8 @@ static void test_notices(void **state) {
 }
 
 int main(void) {
-    if (!cpu_level_supported(cpu_level_requested())) {
-        print_message("this machine lacks %s\n", cpu_level_name(cpu_level_requested()));
+    if (level_missing())
         return TEST_SKIP;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_double), cmocka_unit_test(test_reference),
         cmocka_unit_test(test_cpu),    cmocka_unit_test(test_cpu_recompute),

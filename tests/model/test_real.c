@@ -301,10 +301,8 @@ static void test_sort(void **state) {
 }
 
 int main(void) {
-    if (!cpu_level_supported(cpu_level_requested())) {
-        print_message("this machine lacks %s\n", cpu_level_name(cpu_level_requested()));
+    if (level_missing())
         return TEST_SKIP;
-    }
     if (!path_exists(STORIES) && !path_exists(SORT)) {
         print_message("no " TEST_SHARED_DIR "/models\n");
         return TEST_SKIP;

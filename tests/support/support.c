@@ -1,4 +1,4 @@
-/* The temporary folder of a test program. */
+/* The temporary folder of a test program, and the processor that it needs. */
 #include "support/support.h"
 
 #include <ftw.h>
@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
+
+#include "cpu/cpu.h"
 
 static char folder[PATH_MAX];
 static pid_t owner; /* a forked child must not remove its parent's folder */
@@ -40,4 +42,12 @@ const char *test_path(const char *name) {
     char *path = paths[next++ % 8];
     snprintf(path, sizeof paths[0], "%s/%s", test_dir(), name);
     return path;
+}
+
+bool level_missing(void) {
+    enum cpu_level level = cpu_level_requested();
+    if (cpu_level_supported(level))
+        return false;
+    printf("skipped: this machine has no %s\n", cpu_level_name(level));
+    return true;
 }

@@ -4,6 +4,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,5 +16,8 @@
 const char *test_dir(void);
 /* test_dir() + "/" + name; valid until the eighth call from here. */
 const char *test_path(const char *name);
+/* Whether TRIL_CPU asks for a level that this machine has not got, which is then printed. For the
+ * main function of tests that run once per level: if (level_missing()) return TEST_SKIP; */
+bool level_missing(void);
 
 #endif

@@ -14,10 +14,8 @@ static void test_ten_steps(void **state) {
 }
 
 int main(void) {
-    if (!cpu_level_supported(cpu_level_requested())) {
-        print_message("this machine lacks %s\n", cpu_level_name(cpu_level_requested()));
+    if (level_missing())
         return TEST_SKIP;
-    }
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_ten_steps)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
