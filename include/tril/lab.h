@@ -41,7 +41,7 @@ struct tril_lab_options {
     int data_count;
     int threads;        /* 0: all */
     const char *device; /* "cpu" (NULL) | "cuda", where the experiment can */
-    FILE *print; /* where tables and text go as they come; NULL: nowhere */
+    FILE *print;        /* where tables and text go as they come; NULL: nowhere */
 };
 
 /* Runs one experiment. Writes OUT/NAME/result.json (everything: machine, tables, claims, findings,
