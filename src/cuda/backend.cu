@@ -8,7 +8,11 @@
 
 #include "cuda/blas.h"
 #include "cuda/cuda.h"
-#include "cuda/launch.cuh"
+#include "cuda/memory.h"
+
+extern "C" {
+#include "ops/imaginary.h"
+}
 
 #define CUDA_OP(id, name) OP_FN(name);
 #include "cuda/kernel_list.inc"
@@ -155,9 +159,9 @@ static tril_status upload(struct op_context *ctx, void *dst, const void *host, i
         if (s->busy[k])
             CUDA_TRY(cuda_check(cudaEventSynchronize(s->done[k]), "an upload", err));
         memcpy(piece, (const char *)host + at, n);
-        CUDA_TRY(cuda_check(
-            cudaMemcpyAsync((char *)dst + at, piece, n, cudaMemcpyHostToDevice, c->stream),
-            "an upload", err));
+        CUDA_TRY(
+            cuda_check(cudaMemcpyAsync((char *)dst + at, piece, n, cudaMemcpyDefault, c->stream),
+                       "an upload", err));
         CUDA_TRY(cuda_check(cudaEventRecord(s->done[k], c->stream), "an upload", err));
         s->busy[k] = true;
     }
@@ -174,7 +178,7 @@ static tril_status download(struct op_context *ctx, void *host, const void *src,
                             struct tril_error *err) {
     CUDA_TRY(check_not_recording(ctx, err));
     if (bytes > 0)
-        CUDA_TRY(cuda_check(cudaMemcpyAsync(host, src, (size_t)bytes, cudaMemcpyDeviceToHost,
+        CUDA_TRY(cuda_check(cudaMemcpyAsync(host, src, (size_t)bytes, cudaMemcpyDefault,
                                             cuda_state_of(ctx)->stream),
                             "a download", err));
     return synchronise(ctx, err);
@@ -188,35 +192,29 @@ static tril_status fill_zero(struct op_context *ctx, void *dst, int64_t bytes,
                       "filling with zeros", err);
 }
 
-static tril_status alloc(void **out, int64_t bytes, bool zero, const char *what,
-                         struct tril_error *err) {
-    *out = NULL;
-    if (bytes < 0)
-        return error_set(err, TRIL_ERR_ARGUMENT, "%s: %lld bytes cannot be allocated", what,
-                         (long long)bytes);
-    size_t size = bytes > 0 ? (size_t)bytes : 1; /* zero bytes give a valid pointer */
-    cudaError_t e = cudaMalloc(out, size);
-    if (e == cudaErrorMemoryAllocation) {
-        size_t available = 0, total = 0;
-        (void)cudaGetLastError(); /* or the next call would report it again */
-        cudaMemGetInfo(&available, &total);
-        return error_set(err, TRIL_ERR_MEMORY,
-                         "%s needs %.1f MB of the GPU's memory, of which %.1f MB of %.1f are free; "
-                         "use a smaller batch, context or model",
-                         what, (double)bytes / 1e6, (double)available / 1e6, (double)total / 1e6);
-    }
-    CUDA_TRY(cuda_check(e, what, err));
-    if (zero) {
-        /* On a stream of its own: whatever stream uses the memory comes after. */
-        CUDA_TRY(cuda_check(cudaMemsetAsync(*out, 0, size, NULL), what, err));
-        CUDA_TRY(cuda_check(cudaStreamSynchronize(NULL), what, err));
-    }
-    return TRIL_OK;
+/* ------------------------------------------------------------------ copies beside the work
+ *
+ * One stream for both directions. With layers that leave and come back they never meet: the last
+ * copy out of a forward pass has ended before its last layers begin, the first copy in begins when
+ * the first of these has gone backward. Events order the two streams; within a recording they fork
+ * and join it. */
+
+static tril_status copy_begin(struct op_context *ctx, int mark, void *dst, const void *src,
+                              int64_t bytes, struct tril_error *err) {
+    static const char *const what = "a copy between the GPU and the host";
+    struct cuda_state *c = cuda_state_of(ctx);
+    CUDA_TRY(cuda_check(cudaEventRecord(c->copy_ready, c->stream), what, err));
+    CUDA_TRY(cuda_check(cudaStreamWaitEvent(c->copies, c->copy_ready, 0), what, err));
+    if (bytes > 0)
+        CUDA_TRY(cuda_check(cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyDefault, c->copies),
+                            what, err));
+    return cuda_check(cudaEventRecord(c->copy_done[mark], c->copies), what, err);
 }
 
-static void release(void *p) {
-    if (p)
-        cudaFree(p);
+static tril_status copy_wait(struct op_context *ctx, int mark, struct tril_error *err) {
+    struct cuda_state *c = cuda_state_of(ctx);
+    return cuda_check(cudaStreamWaitEvent(c->stream, c->copy_done[mark], 0),
+                      "waiting for a copy between the GPU and the host", err);
 }
 
 /* ------------------------------------------------------------------ contexts */
@@ -225,8 +223,17 @@ static void close_context(struct op_context *ctx) {
     struct cuda_state *c = cuda_state_of(ctx);
     if (c->stream)
         cudaStreamSynchronize(c->stream);
+    if (c->copies)
+        cudaStreamSynchronize(c->copies);
     blas_close(c);
     staging_free(c->staging);
+    if (c->copy_ready)
+        cudaEventDestroy(c->copy_ready);
+    for (int i = 0; i < COPY_MARKS; i++)
+        if (c->copy_done[i])
+            cudaEventDestroy(c->copy_done[i]);
+    if (c->copies)
+        cudaStreamDestroy(c->copies);
     if (c->stream)
         cudaStreamDestroy(c->stream);
     free(c);
@@ -242,6 +249,13 @@ static tril_status open_parts(struct cuda_state *c, const struct cuda_device *d,
         "asking for shared memory", err));
     CUDA_TRY(
         cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream", err));
+    CUDA_TRY(
+        cuda_check(cudaStreamCreateWithFlags(&c->copies, cudaStreamNonBlocking), "a stream", err));
+    CUDA_TRY(cuda_check(cudaEventCreateWithFlags(&c->copy_ready, cudaEventDisableTiming),
+                        "an event", err));
+    for (int i = 0; i < COPY_MARKS; i++)
+        CUDA_TRY(cuda_check(cudaEventCreateWithFlags(&c->copy_done[i], cudaEventDisableTiming),
+                            "an event", err));
     CUDA_TRY(staging_create(&c->staging, err));
     return blas_open(c, err);
 }
@@ -266,18 +280,27 @@ void cuda_rounding(struct op_context *ctx, bool tf32, bool bias) {
 
 /* ------------------------------------------------------------------ the table */
 
+static tril_status plan(struct op_context *out, int64_t *fixed, struct tril_error *err);
+
 static struct backend make() {
     struct backend b = *backend_reference();
     b.name = "cuda";
     b.device = true;
     b.open = open_context;
     b.close = close_context;
-    b.alloc = alloc;
-    b.release = release;
+    b.alloc = cuda_memory_alloc;
+    b.release = cuda_memory_release;
     b.upload = upload;
     b.download = download;
     b.fill_zero = fill_zero;
     b.synchronise = synchronise;
+    b.host_alloc = cuda_host_alloc;
+    b.host_release = cuda_host_release;
+    b.copy_begin = copy_begin;
+    b.copy_wait = copy_wait;
+    b.memory = cuda_memory_in_use;
+    b.memory_reset = cuda_memory_reset;
+    b.plan = plan;
     b.graph_begin = graph_begin;
     b.graph_end = graph_end;
     b.graph_run = graph_run;
@@ -286,6 +309,34 @@ static struct backend make() {
 #include "cuda/kernel_list.inc"
 #undef CUDA_OP
     return b;
+}
+
+static void close_plan(struct op_context *ctx) {
+    free(ctx->stream);
+}
+
+static struct backend make_imaginary() {
+    struct backend b = make();
+    backend_imagine(&b);
+    b.open = NULL;
+    b.close = close_plan;
+    return b;
+}
+
+/* For the GPU that is here, or for an H200: scratch depends on the number of its processors. */
+static tril_status plan(struct op_context *out, int64_t *fixed, struct tril_error *err) {
+    static const struct backend imaginary = make_imaginary();
+    struct cuda_device d;
+    struct cuda_state *c = (struct cuda_state *)calloc(1, sizeof *c);
+    if (!c)
+        return error_set(err, TRIL_ERR_MEMORY, "not enough memory for a prediction");
+    const bool here = cuda_device_get(&d, NULL) == TRIL_OK;
+    c->processors = here ? d.processors : 132;
+    c->capability = here ? 10 * d.major + d.minor : 90;
+    c->shared_most = 227 << 10;
+    op_context_imagine(out, &imaginary, c);
+    *fixed = BLAS_WORKSPACE;
+    return TRIL_OK;
 }
 
 const struct backend *backend_cuda(void) {

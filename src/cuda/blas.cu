@@ -1,5 +1,6 @@
 /* cuBLASLt: loading it, and its plans (descriptors and the chosen algorithm) by shape. */
 #include "cuda/blas.h"
+#include "cuda/memory.h"
 
 #include <cublasLt.h>
 #include <dlfcn.h>
@@ -31,9 +32,6 @@ struct blas {
     BLAS_FUNCTIONS(MEMBER)
 #undef MEMBER
 };
-
-/* What NVIDIA advises for Hopper; enough for split sums elsewhere. */
-static const size_t WORKSPACE = (size_t)32 << 20;
 
 static tril_status blas_load(struct blas *b, struct tril_error *err) {
 #ifdef TRIL_CUDA_EMULATED
@@ -253,7 +251,7 @@ static tril_status plan_search(const struct blas *b, struct plan *plan, struct t
         return st;
     /* Not the schemes that add to the output in the order in which blocks end. */
     uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-    size_t workspace = WORKSPACE;
+    size_t workspace = BLAS_WORKSPACE;
     uint32_t align_a = (uint32_t)k->align_a, align_b = (uint32_t)k->align_b;
     uint32_t align_c = (uint32_t)k->align_c, align_d = (uint32_t)k->align_d;
 #define SET(attribute, value)                                                                      \
@@ -279,7 +277,8 @@ static tril_status plan_search(const struct blas *b, struct plan *plan, struct t
             s != CUBLAS_STATUS_INVALID_VALUE)
             note(b, &st, s, err);
         for (int i = 0; s == CUBLAS_STATUS_SUCCESS && i < count && !plan->works; i++)
-            if (found[i].state == CUBLAS_STATUS_SUCCESS && found[i].workspaceSize <= WORKSPACE) {
+            if (found[i].state == CUBLAS_STATUS_SUCCESS &&
+                found[i].workspaceSize <= (size_t)BLAS_WORKSPACE) {
                 plan->works = true;
                 plan->algorithm = found[i].algo;
                 plan->workspace = found[i].workspaceSize;
@@ -327,7 +326,9 @@ tril_status blas_multiply(struct op_context *ctx, const struct blas_product *p, 
     struct cuda_state *c = cuda_state_of(ctx);
     const struct blas *b = (const struct blas *)c->blas;
     struct plan *plan = NULL;
-    *done = false;
+    *done = ctx->measuring;
+    if (ctx->measuring)
+        return TRIL_OK;
     /* Its fused vectors must be aligned (and its aux rows), its operands of one type. */
     if (p->a.type != p->b.type || (uintptr_t)p->bias % 16 || (uintptr_t)p->aux % 16 ||
         p->aux_ld % 8)
@@ -359,7 +360,8 @@ tril_status blas_open(struct cuda_state *c, struct tril_error *err) {
     tril_status st = TRIL_OK;
     note(b, &st, b->Create(&b->handle), err);
     CUDA_TRY(st);
-    return cuda_check(cudaMalloc(&b->workspace, WORKSPACE), "matrix products' workspace", err);
+    return cuda_memory_alloc(&b->workspace, BLAS_WORKSPACE, false, "matrix products' workspace",
+                             err);
 }
 
 void blas_close(struct cuda_state *c) {
@@ -369,7 +371,7 @@ void blas_close(struct cuda_state *c) {
     free(c->blas_plans);
     if (!b)
         return;
-    cudaFree(b->workspace);
+    cuda_memory_release(b->workspace);
     if (b->handle)
         b->Destroy(b->handle);
     free(b); /* the library stays loaded, for the next context */

@@ -5,6 +5,10 @@
 
 #include "cuda/launch.cuh"
 
+/* Bytes of a context's workspace: what NVIDIA advises for Hopper; enough for split sums elsewhere.
+ */
+static const int64_t BLAS_WORKSPACE = (int64_t)32 << 20;
+
 /* Loads cuBLASLt and makes the context's handle and workspace; ERR_UNSUPPORTED with a sentence
  * where the library is missing. */
 tril_status blas_open(struct cuda_state *c, struct tril_error *err);

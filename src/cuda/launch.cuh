@@ -23,8 +23,9 @@ extern "C" {
     extern "C" tril_status cuda_##name(struct op_context *ctx, const struct tensor *args,          \
                                        const void *params, struct tril_error *err)
 
-struct cuda_state { /* op_context.stream points to it */
-    cudaStream_t stream;
+struct cuda_state {              /* op_context.stream points to it */
+    cudaStream_t stream, copies; /* the operations'; copies beside them (backend.cu) */
+    cudaEvent_t copy_ready, copy_done[COPY_MARKS];
     int processors;          /* streaming multiprocessors */
     int capability;          /* 80, 89, 90, 100 */
     int shared_most;         /* bytes of dynamic shared memory that a block may ask for */
@@ -65,12 +66,13 @@ static inline tril_status cuda_check(cudaError_t e, const char *what, struct tri
 #endif
 
 /* Launches kernel<<<grid, block, shared>>>(args...) on the context's stream; nothing if the grid is
- * empty. `name` begins the message of a failure. Grids: x below 2^31, y and z below 2^16. */
+ * empty, or only scratch is asked about. `name` begins the message of a failure. Grids: x below
+ * 2^31, y and z below 2^16. */
 template <typename... P, typename... A>
 static inline tril_status cuda_launch(struct op_context *ctx, const char *name,
                                       struct tril_error *err, void (*kernel)(P...), dim3 grid,
                                       dim3 block, size_t shared, A... args) {
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0)
+    if (ctx->measuring || grid.x == 0 || grid.y == 0 || grid.z == 0)
         return TRIL_OK;
     cudaStream_t stream = cuda_state_of(ctx)->stream;
 #ifdef TRIL_CUDA_EMULATED

@@ -53,6 +53,8 @@ tril_status op_host_fallback(struct op_context *ctx, const struct op_info *info,
     int count = 0;
     tril_status st = TRIL_OK;
     ctx->host_falls++;
+    if (ctx->planning)
+        return TRIL_OK;
     for (int i = 0; i < info->arg_count; i++) {
         struct region r = region_of(&args[i]);
         r.written = op_arg_role(info, i, args, params) != ARG_IN;

@@ -46,6 +46,8 @@ struct op_context {
     int64_t block_rows, block_keys; /* what the last flash attention_forward worked in */
     bool reference;     /* run every operation through its reference (slow; for checking) */
     int64_t host_falls; /* operations of a device that ran on the host: host_fallback.h */
+    bool planning;      /* nothing is computed (imaginary.h): only scratch that calls ask for is */
+    int64_t planned;    /* noted, here the most */
 };
 
 tril_status op_context_init(struct op_context *ctx, const struct backend *backend,
@@ -159,6 +161,14 @@ enum {
                          NULL (the shape stays), and the caller may release that memory */
 };
 
+enum { COPY_MARKS = 2 };
+
+/* Bytes of the backend's memory that are in use, and the most at once since the process began or
+ * memory_reset; and of host_alloc's. */
+struct backend_memory {
+    int64_t device, device_peak, host, host_peak;
+};
+
 struct backend {
     const char *name;       /* "reference", "cpu", "cuda" */
     op_fn *table[OP_COUNT]; /* never NULL: the reference where nothing better exists */
@@ -178,6 +188,25 @@ struct backend {
                             struct tril_error *err);
     tril_status (*fill_zero)(struct op_context *, void *dst, int64_t bytes, struct tril_error *err);
     tril_status (*synchronise)(struct op_context *, struct tril_error *err);
+
+    /* Devices: memory of the host that operations and all calls above take like the backend's own,
+     * at the speed of the bus between (pinned and mapped). */
+    tril_status (*host_alloc)(void **out, int64_t bytes, bool zero, const char *what,
+                              struct tril_error *err);
+    void (*host_release)(void *p);
+    /* Copies between the two that run beside the operations: copy_begin's comes after everything
+     * called before and after the copies begun before; what is called after copy_wait comes after
+     * the last copy begun under that mark (0 <= mark < COPY_MARKS). Until then nothing may touch
+     * what is copied to, or write what is copied from. A recording must wait for what it began. */
+    tril_status (*copy_begin)(struct op_context *, int mark, void *dst, const void *src,
+                              int64_t bytes, struct tril_error *err);
+    tril_status (*copy_wait)(struct op_context *, int mark, struct tril_error *err);
+    /* What is in use; and forgetting the peaks. */
+    void (*memory)(struct backend_memory *out);
+    void (*memory_reset)(void);
+    /* A context for predicting memory, which needs no device (imaginary.h); *fixed: bytes that a
+     * context takes besides scratch. op_context_free frees it. */
+    tril_status (*plan)(struct op_context *out, int64_t *fixed, struct tril_error *err);
 
     /* Recording what is launched between begin and end instead of running it, and running it
      * (replay.h). All or none; NULL: launches cost next to nothing. */

@@ -204,6 +204,18 @@ done:
     return st;
 }
 
+/* A call that only asks for scratch, and ends where it gets none; fn NULL: one for the host. */
+static tril_status planned_call(struct op_context *ctx, op_fn *fn, const struct tensor *args,
+                                const void *params, struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    ctx->measured = -1;
+    if (fn)
+        st = fn(ctx, args, params, err);
+    if (ctx->measured > ctx->planned)
+        ctx->planned = ctx->measured;
+    return ctx->measured >= 0 ? TRIL_OK : st;
+}
+
 tril_status op_call(struct op_context *ctx, enum op_id id, const struct tensor *args,
                     const void *params, struct tril_error *err) {
     if ((unsigned)id >= OP_COUNT)
@@ -213,6 +225,8 @@ tril_status op_call(struct op_context *ctx, enum op_id id, const struct tensor *
     tril_status st = check_args(info, args, params, ctx->backend, fn == info->reference, err);
     if (st != TRIL_OK)
         return st;
+    if (ctx->planning)
+        return planned_call(ctx, fn == info->reference ? NULL : fn, args, params, err);
     return fn == info->reference && ctx->backend->device
                ? op_host_fallback(ctx, info, args, params, err)
                : fn(ctx, args, params, err);

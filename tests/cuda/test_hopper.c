@@ -258,7 +258,8 @@ static void run_forward(struct problem *p) {
     p->args[F_O] = tensor_3d(p->o, c->dtype, p->rows, c->heads, c->width);
     p->args[F_LSE] = tensor_2d(p->lse, DT_F32, c->heads, p->rows);
     assert_true(attention_hopper_takes_forward(&context, p->args, &p->params));
-    if (attention_hopper_forward(&context, p->args, &p->params, &err) != TRIL_OK)
+    if (attention_hopper_forward(&context, p->args, &p->params, &err) != TRIL_OK ||
+        context.backend->synchronise(&context, &err) != TRIL_OK)
         fail_msg("%s: %s", c->label, err.message);
 }
 
@@ -360,7 +361,8 @@ static void run_backward(struct problem *p) {
     args[B_DK] = heads_of(p->dk, c->dtype, p->keys, c->kv_heads, d, row);
     args[B_DV] = heads_of(p->dv, c->dtype, p->keys, c->kv_heads, d, row);
     assert_true(attention_hopper_takes_backward(&context, args, &p->params));
-    if (attention_hopper_backward(&context, args, &p->params, &err) != TRIL_OK)
+    if (attention_hopper_backward(&context, args, &p->params, &err) != TRIL_OK ||
+        context.backend->synchronise(&context, &err) != TRIL_OK)
         fail_msg("%s: %s", c->label, err.message);
 }
 

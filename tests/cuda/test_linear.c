@@ -46,7 +46,8 @@ static int faults(const struct op_info *info, int index, const struct op_case *c
     op_run_create(&r, info, c, PLACE_AT_END, false);
     int count = !op_judge_create(&judge, &r);
     if (count == 0) {
-        count = op_run_call(&r, &context, WEIGHT_PLAIN, &err) != TRIL_OK;
+        count = op_run_call(&r, &context, WEIGHT_PLAIN, &err) != TRIL_OK ||
+                context.backend->synchronise(&context, &err) != TRIL_OK;
         if (count)
             fprintf(stderr, "%s: %s\n", what, err.message);
         count += op_judge_count(&judge, &r, what);
@@ -152,15 +153,21 @@ static void layer_free(struct layer *l) {
 
 /* fp32 with bias and residual is one fused product, and its algorithm is searched for once; so is
  * that of another alignment. */
+/* linear_forward, and waiting for it. */
+static tril_status layer_run(struct tensor x, const struct weight *w, struct tensor bias,
+                             struct tensor residual, struct tensor y, struct tensor pre,
+                             enum activation a) {
+    tril_status st = linear_forward(&context, x, w, bias, residual, y, pre, a, NULL);
+    return st == TRIL_OK ? context.backend->synchronise(&context, NULL) : st;
+}
+
 static void test_plans(void **state) {
     (void)state;
     struct layer l;
     layer_create(&l, DT_BF16, DT_F32);
     struct emulated_blas_counts before = emulated_blas_counts;
     for (int again = 0; again < 3; again++)
-        assert_int_equal(
-            linear_forward(&context, l.x, &l.w, l.bias, l.residual, l.y, l.none, ACT_NONE, NULL),
-            TRIL_OK);
+        assert_int_equal(layer_run(l.x, &l.w, l.bias, l.residual, l.y, l.none, ACT_NONE), TRIL_OK);
     assert_int_equal(emulated_blas_counts.searches - before.searches, 1);
     assert_int_equal(emulated_blas_counts.products - before.products, 3);
     assert_int_equal(emulated_blas_counts.epilogues - before.epilogues, 3);
@@ -169,9 +176,7 @@ static void test_plans(void **state) {
     moved.shape[0] = y.shape[0];
     struct tensor residual = tensor_rows(l.residual, 0, N - 1);
     for (int again = 0; again < 2; again++)
-        assert_int_equal(
-            linear_forward(&context, moved, &l.w, l.bias, residual, y, l.none, ACT_NONE, NULL),
-            TRIL_OK);
+        assert_int_equal(layer_run(moved, &l.w, l.bias, residual, y, l.none, ACT_NONE), TRIL_OK);
     assert_int_equal(emulated_blas_counts.searches - before.searches, 2);
     layer_free(&l);
 }
@@ -194,9 +199,7 @@ static void test_rounded_bias(void **state) {
     for (int with = 0; with < 2; with++) {
         struct emulated_blas_counts before = emulated_blas_counts;
         cuda_rounding(&context, false, with);
-        assert_int_equal(
-            linear_forward(&context, l.x, &l.w, l.bias, l.none, l.y, l.pre, ACT_GELU_TANH, NULL),
-            TRIL_OK);
+        assert_int_equal(layer_run(l.x, &l.w, l.bias, l.none, l.y, l.pre, ACT_GELU_TANH), TRIL_OK);
         assert_int_equal(emulated_blas_counts.epilogues - before.epilogues, with);
         double largest = 0, u = ldexp(1, -8);
         for (int64_t i = 0; i < (int64_t)N * O; i++)
@@ -207,8 +210,7 @@ static void test_rounded_bias(void **state) {
     }
     /* An activation that cuBLASLt lacks, and a bias that it cannot fetch: our own pass. */
     struct emulated_blas_counts before = emulated_blas_counts;
-    assert_int_equal(
-        linear_forward(&context, l.x, &l.w, l.bias, l.none, l.y, l.pre, ACT_SILU, NULL), TRIL_OK);
+    assert_int_equal(layer_run(l.x, &l.w, l.bias, l.none, l.y, l.pre, ACT_SILU), TRIL_OK);
     assert_int_equal(emulated_blas_counts.epilogues, before.epilogues);
     assert_true(emulated_blas_counts.products > before.products);
     layer_free(&l);
@@ -221,9 +223,7 @@ static void test_tf32(void **state) {
     layer_create(&l, DT_F32, DT_F32);
     for (int with = 0; with < 2; with++) {
         cuda_rounding(&context, with, false);
-        assert_int_equal(
-            linear_forward(&context, l.x, &l.w, l.bias, l.none, l.y, l.none, ACT_NONE, NULL),
-            TRIL_OK);
+        assert_int_equal(layer_run(l.x, &l.w, l.bias, l.none, l.y, l.none, ACT_NONE), TRIL_OK);
         double worst = worst_error(&l, &l.y, ACT_NONE);
         assert_true(worst <= (with ? 2 * ldexp(1, -11) * I * 0.3 : ldexp(1, -24) * I * I * 0.3));
         assert_true(!with || worst > ldexp(1, -20));
@@ -240,8 +240,7 @@ static void test_few_rows(void **state) {
     int products = emulated_blas_counts.products;
     for (int64_t n = 1; n <= 8; n++) {
         struct tensor x = tensor_rows(l.x, 0, n), y = tensor_rows(l.y, 0, n);
-        assert_int_equal(
-            linear_forward(&context, x, &l.w, l.bias, l.none, y, l.none, ACT_NONE, NULL), TRIL_OK);
+        assert_int_equal(layer_run(x, &l.w, l.bias, l.none, y, l.none, ACT_NONE), TRIL_OK);
         if (n == 1)
             memcpy(first, l.y.data, sizeof first);
         assert_memory_equal(first, l.y.data, sizeof first);
@@ -267,10 +266,12 @@ static void test_replay(void **state) {
     for (int round = 0; round < 5; round++) {
         fill(&l.x, 1, 100 + (unsigned)round);
         assert_int_equal(run_layer(&l, NULL), TRIL_OK);
+        assert_int_equal(context.backend->synchronise(&context, NULL), TRIL_OK);
         memcpy(plain, l.y.data, (size_t)N * O * 2);
         fill(&l.y, 1, 7);
         products = emulated_blas_counts.products;
         assert_int_equal(op_replay_run(&context, &r, 1, run_layer, &l, NULL), TRIL_OK);
+        assert_int_equal(context.backend->synchronise(&context, NULL), TRIL_OK);
         assert_memory_equal(plain, l.y.data, (size_t)N * O * 2);
     }
     assert_int_equal(emulated_blas_counts.products, products); /* the last was a replay */

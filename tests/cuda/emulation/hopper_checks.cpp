@@ -61,6 +61,7 @@ extern "C" int hopper_check_swizzle(void) {
                 wrong += __bfloat162float(got) != m.at(begin + row, c);
             }
     });
+    cudaStreamSynchronize(nullptr);
     return wrong;
 }
 
@@ -95,6 +96,7 @@ extern "C" int hopper_check_descriptors(void) {
                         wrong += emulated_element(d, row, k, across) != want;
                     }
     });
+    cudaStreamSynchronize(nullptr);
     return wrong;
 }
 
@@ -155,6 +157,7 @@ static int check_product() {
             wrong += d[i] != want;
         }
     });
+    cudaStreamSynchronize(nullptr);
     return wrong + 0 * columns;
 }
 
