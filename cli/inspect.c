@@ -141,11 +141,12 @@ static tril_status show_memory(const struct tril_model_source *source,
     if (st != TRIL_OK)
         return st;
     if (json) {
-        json_print(json_pack("{s:b, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "training",
-                             o->training, "weights", m.weights, "masters", m.masters, "gradients",
-                             m.gradients, "optimiser", m.optimiser, "activations", m.activations,
-                             "packings", m.packings, "logits", m.logits, "cache", m.cache, "other",
-                             m.other, "total", m.total));
+        json_print(json_pack("{s:b, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
+                             "training", o->training, "weights", m.weights, "masters", m.masters,
+                             "gradients", m.gradients, "optimiser", m.optimiser, "activations",
+                             m.activations, "packings", m.packings, "logits", m.logits, "cache",
+                             m.cache, "other", m.other, "scratch", m.scratch, "total", m.total,
+                             "host", m.host));
         return TRIL_OK;
     }
     printf("%s, %lld x %lld tokens, %s%s%s\n\n", o->training ? "training" : "inference",
@@ -159,8 +160,10 @@ static tril_status show_memory(const struct tril_model_source *source,
     memory_row("activations and scratch", m.activations, m.total);
     memory_row("logits (a chunk at a time)", m.logits, m.total);
     memory_row("key/value cache", m.cache, m.total);
+    memory_row("operations and libraries", m.scratch, m.total);
     memory_row("other", m.other, m.total);
     print_memory("total", m.total, m.total);
+    memory_row("beside it, of the host's (pinned)", m.host, m.total);
     return TRIL_OK;
 }
 
@@ -318,10 +321,13 @@ int cmd_inspect(int argc, char **argv) {
         {"batch", "B", "rows (8)", OPTION_INT, &m.batch, 1, 1e7, NULL},
         {"seq", "T", "tokens a row (default: the context; shapes: 16)", OPTION_INT, &m.seq, 1, 1e9,
          NULL},
-        {"dtype", "TYPE", "", OPTION_CHOICE, &m.dtype, 0, 0, "bf16|fp32"},
+        {"dtype", "TYPE", "", OPTION_CHOICE, &m.dtype, 0, 0, "bf16|fp32|fp16"},
+        {"device", "NAME", "whose memory (cpu)", OPTION_CHOICE, &m.device, 0, 0, "cpu|cuda"},
         {"kv-dtype", "TYPE", "of the key/value cache (--dtype)", OPTION_CHOICE, &m.kv_dtype, 0, 0,
          "fp32|bf16|q8"},
         {"recompute", "WHAT", "", OPTION_CHOICE, &m.recompute, 0, 0, "none|selective|full"},
+        {"offload", "WHAT", "what waits in the host's memory (--device cuda)", OPTION_CHOICE,
+         &m.offload, 0, 0, "none|optimizer|activations|all"},
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
         {"json", NULL, "print JSON", OPTION_FLAG, &json, 0, 0, NULL},
     };

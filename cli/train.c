@@ -33,6 +33,11 @@ static void print_result(const struct tril_train_options *o, const struct tril_t
                       (json_int_t)r->parameters, "out", o->out);
         if (isfinite(r->valid_loss))
             json_object_set_new(root, "valid_loss", json_real(r->valid_loss));
+        if (r->peak_device_bytes > 0)
+            json_object_update_new(root, json_pack("{s:f, s:f, s:f}", "predicted_device_bytes",
+                                                   r->predicted_device_bytes, "peak_device_bytes",
+                                                   r->peak_device_bytes, "peak_pinned_bytes",
+                                                   r->peak_pinned_bytes));
         json_print(root);
         return;
     }
@@ -46,6 +51,10 @@ static void print_result(const struct tril_train_options *o, const struct tril_t
            (long long)r->tokens, r->seconds, r->tokens_per_second, r->loss);
     if (isfinite(r->valid_loss))
         printf(", validation %.4f (perplexity %.2f)", r->valid_loss, exp(r->valid_loss));
+    if (r->peak_device_bytes > 0)
+        printf("\nGPU memory: %.1f MB (predicted %.1f), and %.1f MB of the host's pinned",
+               r->peak_device_bytes / 1e6, r->predicted_device_bytes / 1e6,
+               r->peak_pinned_bytes / 1e6);
     printf("\nmodel in %s; try: tril generate --model %s --prompt \"...\"\n", o->out, o->out);
 }
 
@@ -121,6 +130,8 @@ int cmd_train(int argc, char **argv) {
          &o.dtype, 0, 0, "bf16|fp32|fp16"},
         {"recompute", "WHAT", "activations computed again in the backward pass", OPTION_CHOICE,
          &o.recompute, 0, 0, "none|selective|full"},
+        {"offload", "WHAT", "what waits in the host's memory (--device cuda)", OPTION_CHOICE,
+         &o.offload, 0, 0, "none|optimizer|activations|all"},
         {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|cuda|reference"},
         {"threads", "N", "0: all processors", OPTION_INT, &o.threads, 0, 4096, NULL},
         {.kind = OPTION_HEADING, .help = "Output"},

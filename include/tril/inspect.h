@@ -39,18 +39,22 @@ tril_status tril_inspect_params(const struct tril_model_source *source, int64_t 
                                 struct tril_model_info *info, struct tril_counts *counts,
                                 struct tril_error *err);
 
-/* Predicted memory in bytes; nothing is allocated. */
+/* Predicted memory in bytes; nothing is allocated. On cuda total is the GPU's memory (but for what
+ * its driver takes itself); host is the host's pinned memory beside, with offloading. */
 struct tril_memory_options {
     bool training;         /* else inference with a key/value cache */
     int64_t batch, seq;    /* training: rows and tokens of a micro-batch; inference: sequences and
                             * their length */
     const char *dtype;     /* "bf16" | "fp32" */
     const char *recompute; /* "none" | "selective" | "full" */
+    const char *device;    /* "cpu" | "cuda"; NULL: cpu */
+    const char *offload;   /* training on cuda: as tril/train.h's; NULL: none */
     const char *kv_dtype;  /* inference: "fp32" | "bf16" | "q8"; NULL: as dtype */
 };
 struct tril_memory {
     double weights, masters, gradients, optimiser, activations, packings, logits, cache, other;
-    double total;
+    double scratch; /* of operations and libraries, on cuda; else in other */
+    double total, host;
 };
 tril_status tril_inspect_memory(const struct tril_model_source *source,
                                 const struct tril_memory_options *options,

@@ -49,6 +49,8 @@ struct tril_train_options {
     /* how */
     const char *dtype;     /* "bf16" | "fp32" */
     const char *recompute; /* "none" | "selective" | "full" */
+    const char *offload;   /* "none" | "optimizer" | "activations" | "all": what waits in the host's
+                              memory (devices only) */
     const char *device;    /* "cpu" | "cuda" | "reference" */
     int64_t threads;       /* 0: all */
 
@@ -77,6 +79,9 @@ struct tril_train_result {
     double loss, valid_loss, best_valid_loss; /* nats per token; NaN when not measured */
     double seconds, tokens_per_second;
     uint64_t parameters;
+    /* On a device, bytes: its memory as predicted and at most in use, and the host's pinned memory
+     * at most in use; else 0. */
+    double predicted_device_bytes, peak_device_bytes, peak_pinned_bytes;
 };
 
 /* Trains. Progress goes to stderr unless options->quiet. SIGINT and SIGTERM end it after a

@@ -16,22 +16,30 @@
 #include "cuda/cuda.h"
 #endif
 
-tril_status device_open(struct op_context *ctx, const char *name, struct tril_error *err) {
-    *ctx = (struct op_context){0};
-    if (!name || strcmp(name, "cpu") == 0)
-        return op_context_init(ctx, backend_cpu(), err);
-    if (strcmp(name, "reference") == 0)
-        return op_context_init(ctx, backend_reference(), err);
+tril_status device_backend(const struct backend **out, const char *name, struct tril_error *err) {
+    *out = !name || strcmp(name, "cpu") == 0 ? backend_cpu()
+           : strcmp(name, "reference") == 0  ? backend_reference()
+                                             : NULL;
+    if (*out)
+        return TRIL_OK;
     if (strcmp(name, "cuda") != 0)
         return error_set(err, TRIL_ERR_ARGUMENT, "there is no device '%s': cpu, cuda or reference",
                          name);
 #ifdef TRIL_CUDA
-    return op_context_init(ctx, backend_cuda(), err);
+    *out = backend_cuda();
+    return TRIL_OK;
 #else
     return error_set(err, TRIL_ERR_UNSUPPORTED,
                      "this tril was built without CUDA: install the CUDA toolkit (nvcc 12.4 or "
                      "newer) and build it again, or use --device cpu");
 #endif
+}
+
+tril_status device_open(struct op_context *ctx, const char *name, struct tril_error *err) {
+    const struct backend *backend;
+    *ctx = (struct op_context){0};
+    tril_status st = device_backend(&backend, name, err);
+    return st == TRIL_OK ? op_context_init(ctx, backend, err) : st;
 }
 
 tril_status device_dtype(enum dtype *out, const char *name, struct tril_error *err) {

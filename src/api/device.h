@@ -7,6 +7,9 @@
 /* "cpu" (NULL means it), "cuda" or "reference". Free with op_context_free. */
 tril_status device_open(struct op_context *ctx, const char *name, struct tril_error *err);
 
+/* The backend of a device, which need not be there. */
+tril_status device_backend(const struct backend **out, const char *name, struct tril_error *err);
+
 /* The format to compute in by its name; NULL leaves *out. (fp16: devices other than the CPU; a
  * model says so when it is made.) */
 tril_status device_dtype(enum dtype *out, const char *name, struct tril_error *err);

@@ -7,8 +7,8 @@
 
 #include "api/device.h"
 #include "api/source.h"
-#include "cpu/cpu.h"
 #include "model/model.h"
+#include "train/options.h"
 
 tril_status source_config(const struct tril_model_source *s, struct model_config *c,
                           struct tril_error *err) {
@@ -95,10 +95,25 @@ tril_status tril_inspect_memory(const struct tril_model_source *source,
     struct memory_plan p;
     enum recompute recompute;
     enum dtype cache;
+    const struct backend *backend;
+    bool moments, activations;
     tril_status st = TRIL_OK;
     TRY(source_config(source, &c, err));
+    TRY(device_backend(&backend, o->device, err));
+    TRY(train_offload_parse(o->offload ? o->offload : "none", &moments, &activations, err));
+    if ((moments || activations) && (!o->training || !backend->copy_begin)) {
+        st = error_set(err, TRIL_ERR_ARGUMENT,
+                       "--offload is for training with --device cuda: leave it out");
+        goto done;
+    }
     if (o->dtype && !dtype_parse(o->dtype, &options.dtype)) {
-        st = error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16 or fp32, not '%s'", o->dtype);
+        st = error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16, fp32 or fp16, not '%s'",
+                       o->dtype);
+        goto done;
+    }
+    if (options.dtype == DT_F16 && !backend->device) {
+        st = error_set(err, TRIL_ERR_UNSUPPORTED,
+                       "the CPU does not compute in fp16; choose bf16 or fp32, or --device cuda");
         goto done;
     }
     TRY(cache_dtype_parse(&cache, o->kv_dtype, options.dtype, err));
@@ -114,11 +129,24 @@ tril_status tril_inspect_memory(const struct tril_model_source *source,
                                   .max_sequences = batch,
                                   .max_rows = o->training ? 0 : batch,
                                   .backward = o->training,
-                                  .recompute = recompute};
+                                  .recompute = recompute,
+                                  .offload = activations};
     TRY(model_memory_plan(&c, &options, &w, o->training ? 0 : batch, o->training ? 0 : seq, cache,
-                          backend_cpu(), &p, err));
-    *out = (struct tril_memory){p.weights,  p.masters, p.gradients, p.optimiser, p.activations,
-                                p.packings, p.logits,  p.cache,     p.other,     p.total};
+                          backend, &p, err));
+    if (moments)
+        memory_plan_offload_moments(&p);
+    *out = (struct tril_memory){.weights = p.weights,
+                                .masters = p.masters,
+                                .gradients = p.gradients,
+                                .optimiser = p.optimiser,
+                                .activations = p.activations,
+                                .packings = p.packings,
+                                .logits = p.logits,
+                                .cache = p.cache,
+                                .other = p.other,
+                                .scratch = p.scratch,
+                                .total = p.total,
+                                .host = p.host};
 done:
     return st;
 }

@@ -2,6 +2,8 @@
  *
  *   arena: | inputs, losses | x 0 .. L | layer 0 kept | layer 1 kept | ... | shared scratch |
  *
+ * With offloading three x and two groups of what a layer keeps stand for all.
+ *
  * Shared scratch is placed greedily, largest first, each buffer at the lowest offset where it meets
  * no other that is alive in one of its phases. */
 #include "model/activations.h"
@@ -137,6 +139,10 @@ const char *activation_shape(enum activation_id id) {
 /* A chunk of logits takes at most this much (but never fewer than 16 rows): large enough that the
  * head's fp32 gradient, read and written once per chunk, is not what the time goes to. */
 #define HEAD_CHUNK_BYTES (INT64_C(64) << 20)
+
+/* Layers whose activations are on the device at once, with offloading: the one that is computed,
+ * and one that leaves or comes back meanwhile. */
+enum { OFFLOAD_GROUPS = 2 };
 
 static int64_t round_up(int64_t x, int64_t to) {
     return (x + to - 1) / to * to;
@@ -315,10 +321,20 @@ tril_status activation_layout_make(struct activation_layout *l, const struct mod
     l->rest = at;
     if (!o->backward)
         l->rest -= bytes[A_X];
+    l->inputs = c->layers + 1;
+    l->groups = c->layers;
+    if (o->offload && c->layers > OFFLOAD_GROUPS) {
+        l->groups = OFFLOAD_GROUPS;
+        l->inputs = OFFLOAD_GROUPS + 1;
+        l->leaving = c->layers - OFFLOAD_GROUPS;
+    }
+    l->input = bytes[A_X];
+    l->group = group;
     if (l->stride[A_X]) {
         l->offset[A_X] = at;
-        at += (c->layers + 1) * bytes[A_X];
+        at += l->inputs * bytes[A_X];
     }
+    l->group_offset = at;
     int64_t in_group = 0;
     for (int i = 0; i < A_COUNT; i++)
         if (i != A_X && l->stride[i]) {
@@ -326,7 +342,7 @@ tril_status activation_layout_make(struct activation_layout *l, const struct mod
             in_group += bytes[i];
             l->stride[i] = group;
         }
-    at += c->layers * group;
+    at += l->groups * group;
     l->kept = at - l->rest;
     int64_t end;
     place_shared(l, bytes, shared, o, at, &end);

@@ -8,6 +8,9 @@
  *   RECOMPUTABLE  shared        L             shared        1
  *   SCRATCH       shared        shared        shared        shared
  *
+ * With offloading (offload.c) the L + 1 are 3 and the L are 2, which the layers take in turn; the
+ * others wait in the host's memory.
+ *
  * "shared": one buffer for all layers, whose memory also serves others that are not alive at the
  * same time (phases). Symbols of shapes: N tokens, n rows of a chunk of the head, R rows whose
  * logits are wanted, D width, H heads, K key/value heads, Q = (H + 2K) d outputs of the fused QKV,
@@ -89,7 +92,13 @@ struct activation_layout {
     struct tensor shape[A_COUNT];       /* data NULL; at the largest N */
     int variable[A_COUNT];              /* dimension that is N, n or R: 0 or 1; -1: fixed */
     int64_t offset[A_COUNT];            /* of the first instance, in bytes */
-    int64_t stride[A_COUNT];            /* between layers' instances; 0: one instance */
+    int64_t stride[A_COUNT];            /* between instances; 0: there is one */
+    int64_t inputs, groups;             /* instances of A_X, and of the group of all others that a
+                                           layer keeps; layer l has number l modulo that */
+    int64_t group_offset, group;        /* of the first group; bytes of one */
+    int64_t leaving;                    /* layers that leave for the host's memory: the first so
+                                           many; each takes input + group bytes there */
+    int64_t input;                      /* bytes of one instance of A_X */
     int64_t head_rows;                  /* n: rows of one chunk of the head */
     int64_t bytes;                      /* of the arena */
     int64_t kept, shared, logits, rest; /* parts of bytes: kept from forward to backward; shared

@@ -156,12 +156,14 @@ tril_status layer_backward(struct pass *p, int l, struct tril_error *err) {
     tril_status st = TRIL_OK;
     const struct model_config *c = &p->m->config;
     TRY(layer_acquire(p->m, l, err));
+    TRY(offload_before_backward(p, l, err));
     /* The last layer's buffers still hold what its forward pass left there. */
     if (p->w->options.recompute == RECOMPUTE_FULL && l < c->layers - 1)
         TRY(layer_forward(p, l, true, err));
     if (c->ffn_kind != FFN_NONE)
         TRY(ffn_backward(p, l, err));
     TRY(attention_branch_backward(p, l, err));
+    TRY(offload_after_backward(p, l, err));
     TRY(layer_release(p->m, l, err));
     TRY(layer_gradient_ready(p->m, l, err));
 done:

@@ -98,6 +98,10 @@ static tril_status rope_create(struct model *m, int i, struct tril_error *err) {
             return TRIL_OK;
         }
     }
+    if (m->ctx->planning) { /* of any length */
+        TRY(allocate(m, (void **)&t->rope_cos, count, model_wide(m), false, "cosines", err));
+        return allocate(m, (void **)&t->rope_sin, count, model_wide(m), false, "sines", err);
+    }
     TRY(mem_alloc((void **)&host, (size_t)count * 2 * sizeof *host, "the rotary tables", err));
     if (theta > 0)
         model_rope_table_plain(c, theta, c->context, host, host + count);

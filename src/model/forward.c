@@ -432,14 +432,16 @@ tril_status layers_forward(struct pass *p, struct tril_error *err) {
     TRY(layer_release(m, -1, err));
     for (int l = 0; l < m->config.layers; l++) {
         TRY(layer_acquire(m, l, err));
+        TRY(offload_before_forward(p, l, err));
         TRY(layer_forward(p, l, false, err));
+        TRY(offload_after_forward(p, l, err));
         TRY(layer_release(m, l, err));
     }
 done:
     return st;
 }
 
-static tril_status logits_body(void *arg, struct tril_error *err) {
+tril_status logits_body(void *arg, struct tril_error *err) {
     struct pass *p = arg;
     tril_status st;
     TRY(layers_forward(p, err));

@@ -12,6 +12,7 @@ struct workspace {
     struct workspace_options options;
     struct activation_layout layout;
     char *arena;          /* the backend's memory, layout.bytes */
+    char *host;           /* the host's: what layers keep that left; NULL: all stay (offload.c) */
     int32_t *staging;     /* host: a call's integers, uploaded at once into A_INPUTS */
     int64_t staging_size; /* integers */
     model_hook *hook;
@@ -152,8 +153,17 @@ struct dropout_params dropout_params_make(const struct pass *p, enum random_use 
 tril_status layer_forward(struct pass *p, int layer, bool again, struct tril_error *err);
 /* tokens -> A_X of layer 0, then all layers. */
 tril_status layers_forward(struct pass *p, struct tril_error *err);
+/* All of it and the head, of a struct pass: what model_forward runs. */
+tril_status logits_body(void *pass, struct tril_error *err);
 /* A_DX: gradient of the output of `layer` -> of its input. */
 tril_status layer_backward(struct pass *p, int layer, struct tril_error *err);
+
+/* Activations that wait in the host's memory between the passes (offload.c): called around each
+ * layer of a training pass; nothing where all stay. */
+tril_status offload_before_forward(struct pass *p, int layer, struct tril_error *err);
+tril_status offload_after_forward(struct pass *p, int layer, struct tril_error *err);
+tril_status offload_before_backward(struct pass *p, int layer, struct tril_error *err);
+tril_status offload_after_backward(struct pass *p, int layer, struct tril_error *err);
 
 /* The head's chunks over all rows: losses; with p->keep also the gradients, scaled, down to A_DX.
  */

@@ -236,12 +236,13 @@ struct workspace_options {
     int64_t max_rows; /* logits rows at once (inference); 0: as many as fit in a few tens of MB */
     bool backward;
     enum recompute recompute;
-    bool carry; /* batches may name one */
+    bool carry;   /* batches may name one */
+    bool offload; /* what is kept for the backward pass waits in the host's memory (devices only) */
 };
 tril_status workspace_create(struct workspace **out, const struct model *m,
                              const struct workspace_options *o, struct tril_error *err);
 void workspace_free(struct workspace *w);
-int64_t workspace_bytes(const struct workspace *w);
+int64_t workspace_bytes(const struct workspace *w); /* of the backend's memory */
 
 /* Called after each tensor of a forward pass, for shape traces and inspection; `name` such as
  * "layer 3 / attention / q". */
@@ -283,11 +284,15 @@ tril_status model_forward_backward(struct model *m, struct workspace *w, const s
                                    const struct train_call *call, double *loss_sum, int64_t *count,
                                    struct tril_error *err);
 
-/* Memory that a run would take, by part, in bytes; nothing is allocated. */
+/* Memory that a run would take, by part, in bytes; nothing is allocated. On a device total is the
+ * device's, with what operations and libraries take beside (scratch); activations that wait in the
+ * host's memory are not in it, but in host. */
 struct memory_plan {
-    double weights, masters, gradients, optimiser, activations, packings, logits, cache, other,
-        total;
+    double weights, masters, gradients, optimiser, activations, packings, logits, cache, scratch,
+        other, total, host;
 };
+/* The optimiser's moments into the host's memory. */
+void memory_plan_offload_moments(struct memory_plan *p);
 tril_status model_memory_plan(const struct model_config *c, const struct model_options *options,
                               const struct workspace_options *w, int64_t cache_slots,
                               int64_t cache_capacity, enum dtype cache_dtype,

@@ -1,9 +1,11 @@
 /* Counting and predicting: parameters, FLOPs and memory from the configuration alone. Nothing here
  * allocates more than the table of names, so models beyond any machine can be planned. */
+#include <stdlib.h>
 #include <string.h>
 
-#include "model/activations.h"
+#include "base/memory.h"
 #include "model/carry.h"
+#include "model/internal.h"
 
 /* Keys that a token sees on average in layers that recall, at the price of attention's (two
  * products): a recurrence has a third product for the positions, a search has one. */
@@ -89,6 +91,121 @@ void model_count(const struct model_config *c, int64_t T, struct model_counts *o
     *out = n;
 }
 
+/* ------------------------------------------------------------------ scratch
+ *
+ * What operations ask for beside their arguments is found by the passes themselves, on a backend
+ * that only notes it (ops/imaginary.h). */
+
+/* A batch of N tokens in S sequences as even as can be; NULL: no memory. */
+static int32_t *batch_make(struct batch *b, int64_t N, int64_t S) {
+    int32_t *ids = calloc((size_t)(N + 2 * S + 2), sizeof *ids);
+    if (!ids)
+        return NULL;
+    int32_t *offsets = ids + N, *slots = offsets + S + 1;
+    for (int64_t s = 0; s <= S; s++)
+        offsets[s] = (int32_t)(N / S * s + (s < N % S ? s : N % S));
+    for (int64_t s = 0; s < S; s++)
+        slots[s] = (int32_t)s;
+    *b = (struct batch){.tokens = N,
+                        .sequences = S,
+                        .ids = ids,
+                        .targets = ids,
+                        .offsets = offsets,
+                        .slots = slots};
+    return ids;
+}
+
+static tril_status training_plan(struct model *m, struct workspace *w, struct tril_error *err) {
+    tril_status st;
+    const struct workspace_options *o = &w->options;
+    const struct train_call call = {.scale = 1, .overwrite = true};
+    const int64_t n = m->table.elements;
+    struct batch b;
+    double sum;
+    int64_t count;
+    int32_t *memory = batch_make(&b, o->max_tokens, o->max_sequences);
+    if (!memory)
+        return error_set(err, TRIL_ERR_MEMORY, "not enough memory for a prediction");
+    TRY(model_forward_backward(m, w, &b, &call, &sum, &count, err));
+    TRY(sum_squares(m->ctx, tensor_1d(m->gradient, DT_F32, n), tensor_1d(m->gradient, DT_F64, 1),
+                    err));
+done:
+    free(memory);
+    return st;
+}
+
+/* The last `N` tokens of S slots, the cache then full. */
+static tril_status inference_pass(struct model *m, struct workspace *w, struct kv_cache *cache,
+                                  int64_t N, int64_t S, struct tril_error *err) {
+    tril_status st;
+    struct pass p;
+    struct batch b;
+    int32_t *memory = batch_make(&b, N, S), row = (int32_t)(N - 1);
+    if (!memory)
+        return error_set(err, TRIL_ERR_MEMORY, "not enough memory for a prediction");
+    b.cache = cache;
+    b.rows = S == N ? NULL : &row;
+    b.row_count = 1;
+    for (int64_t s = 0; s < S; s++)
+        cache->length[s] = cache->summed[s] = (int32_t)(cache->capacity - N / S);
+    TRY(pass_begin(&p, m, w, &b, false, NULL, err));
+    p.wanted = S == N ? N : 1;
+    p.gather_early = S < N && p.wanted <= w->layout.head_rows;
+    TRY(logits_body(&p, err));
+done:
+    free(memory);
+    return st;
+}
+
+/* A chunk of one sequence's prompt, and a token for each of all. */
+static tril_status inference_plan(struct model *m, struct workspace *w, int64_t slots,
+                                  int64_t capacity, enum dtype dtype, struct tril_error *err) {
+    tril_status st;
+    struct kv_cache *cache = NULL;
+    const int64_t most = w->options.max_tokens;
+    int64_t chunk = most < capacity ? most : capacity, at_once = slots < most ? slots : most;
+    at_once = at_once < w->options.max_sequences ? at_once : w->options.max_sequences;
+    TRY(kv_cache_create(&cache, m, slots, capacity, chunk, dtype, err));
+    if (chunk > 1)
+        TRY(inference_pass(m, w, cache, chunk, 1, err));
+    TRY(inference_pass(m, w, cache, at_once, at_once, err));
+done:
+    kv_cache_free(cache);
+    return st;
+}
+
+static tril_status scratch_plan(const struct model_config *c, const struct model_options *options,
+                                const struct workspace_options *o, int64_t slots, int64_t capacity,
+                                enum dtype cache, const struct backend *backend, double *bytes,
+                                struct tril_error *err) {
+    tril_status st;
+    struct op_context ctx = {0};
+    struct model_config longer = *c; /* as long as what is asked about */
+    struct model *m = NULL;
+    struct workspace *w = NULL;
+    int64_t fixed = 0, row = slots > 0 ? capacity : (o->max_tokens - 1) / o->max_sequences + 1;
+    longer.context = row > c->context ? row : c->context;
+    TRY(backend->plan(&ctx, &fixed, err));
+    TRY(model_create(&m, &longer, options, &ctx, err));
+    TRY(workspace_create(&w, m, o, err));
+    if (o->backward)
+        TRY(training_plan(m, w, err));
+    else if (slots > 0)
+        TRY(inference_plan(m, w, slots, capacity, cache, err));
+    *bytes = (double)(fixed + ctx.planned);
+done:
+    workspace_free(w);
+    model_free(m);
+    op_context_free(&ctx);
+    return st;
+}
+
+void memory_plan_offload_moments(struct memory_plan *p) {
+    p->host += p->optimiser;
+    p->total -= p->optimiser;
+    p->optimiser = 0;
+}
+
 tril_status model_memory_plan(const struct model_config *c, const struct model_options *options,
                               const struct workspace_options *w, int64_t cache_slots,
                               int64_t cache_capacity, enum dtype cache_dtype,
@@ -122,6 +239,10 @@ tril_status model_memory_plan(const struct model_config *c, const struct model_o
         p.logits = (double)l.logits;
         p.other = (double)l.rest;
         p.activations = (double)l.bytes - p.logits - p.other;
+        p.host = (double)(l.leaving * (l.input + l.group));
+        if (backend->plan)
+            TRY(scratch_plan(c, options, w, cache_slots, cache_capacity, cache_dtype, backend,
+                             &p.scratch, err));
     }
     if (cache_slots > 0)
         p.cache = (double)kv_cache_bytes(c, cache_slots, cache_capacity, w ? w->max_tokens : 0,
@@ -132,7 +253,7 @@ tril_status model_memory_plan(const struct model_config *c, const struct model_o
     if (c->position == POSITION_ROPE)
         p.other += wide * (double)c->context * (double)c->rope_dim;
     p.total = p.weights + p.masters + p.gradients + p.optimiser + p.activations + p.packings +
-              p.logits + p.cache + p.other;
+              p.logits + p.cache + p.scratch + p.other;
     *out = p;
 done:
     param_table_free(&t);

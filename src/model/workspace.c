@@ -19,8 +19,18 @@ tril_status workspace_create(struct workspace **out, const struct model *m,
     w->model = m;
     w->ctx = m->ctx;
     w->options = *o;
+    const struct backend *b = m->ctx->backend;
+    if (o->offload && !b->copy_begin)
+        TRY(error_set(err, TRIL_ERR_UNSUPPORTED,
+                      "activations cannot be offloaded from %s to the host's memory: that is where "
+                      "they are",
+                      b->name));
     TRY(activation_layout_make(&w->layout, &m->config, m->dtype, o, err));
-    TRY(m->ctx->backend->alloc((void **)&w->arena, w->layout.bytes, false, "the activations", err));
+    if (w->layout.leaving > 0)
+        TRY(b->host_alloc((void **)&w->host,
+                          w->layout.leaving * (w->layout.input + w->layout.group), false,
+                          "the activations in the host's memory", err));
+    TRY(b->alloc((void **)&w->arena, w->layout.bytes, false, "the activations", err));
     w->staging_size = w->layout.shape[A_INPUTS].shape[0];
     TRY(mem_alloc((void **)&w->staging, (size_t)w->staging_size * sizeof *w->staging,
                   "a batch's integers", err));
@@ -36,6 +46,8 @@ void workspace_free(struct workspace *w) {
         return;
     op_replay_free(w->ctx, &w->replay);
     w->ctx->backend->release(w->arena);
+    if (w->host)
+        w->ctx->backend->host_release(w->host);
     w->ctx->backend->release(w->watch_lse);
     mem_free(w->staging);
     free(w);
@@ -80,7 +92,8 @@ struct tensor activation_view(const struct workspace *w, enum activation_id id, 
     if (!l->present[id])
         return tensor_none();
     struct tensor t = l->shape[id];
-    t.data = w->arena + l->offset[id] + layer * l->stride[id];
+    const int64_t instance = layer % (id == A_X ? l->inputs : l->groups);
+    t.data = w->arena + l->offset[id] + instance * l->stride[id];
     if (l->variable[id] >= 0)
         t.shape[l->variable[id]] = rows;
     if (t.rank == 2)

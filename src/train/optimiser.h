@@ -21,7 +21,8 @@ struct loss_scaling {
 
 struct optimiser {
     struct model *model;  /* borrowed; a training model */
-    float *mean, *square; /* [table.elements] fp32: AdamW's moments, in the backend's memory */
+    float *mean, *square; /* [table.elements] fp32: AdamW's moments, in the backend's memory, */
+    bool offloaded;       /* or in the host's */
     float *hyper;         /* fp32 [HYPER_COUNT] */
     double *total;        /* f64 [1] */
     struct adamw_params adamw;
@@ -32,6 +33,11 @@ struct optimiser {
 
 tril_status optimiser_create(struct optimiser *o, struct model *m,
                              const struct adamw_params *params, float clip, struct tril_error *err);
+/* The same with the moments in the host's memory (devices only), where adamw reads and writes them
+ * over the bus: the same bits. */
+tril_status optimiser_create_offloaded(struct optimiser *o, struct model *m,
+                                       const struct adamw_params *params, float clip,
+                                       struct tril_error *err);
 void optimiser_free(struct optimiser *o);
 
 /* One update from the model's gradients, then packings are refreshed. The gradients stay: the next

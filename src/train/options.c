@@ -77,6 +77,7 @@ static const struct field fields[] = {
     F(seed, FIELD_SEED, true),
     F(dtype, FIELD_STRING, true),
     F(recompute, FIELD_STRING, false),
+    F(offload, FIELD_STRING, false),
     F(device, FIELD_STRING, false),
     F(threads, FIELD_INT, false),
     F(eval_every, FIELD_INT, false),
@@ -115,6 +116,7 @@ struct tril_train_options train_options_defaults(void) {
         .seed = 1337,
         .dtype = "bf16",
         .recompute = "none",
+        .offload = "none",
         .device = "cpu",
         .eval_every = -1,
         .eval_tokens = 65536,
@@ -262,9 +264,20 @@ static tril_status check_choice(const char *option, const char *value, const cha
                      c ? " or " : "", c ? c : "", value ? value : "");
 }
 
+tril_status train_offload_parse(const char *name, bool *moments, bool *activations,
+                                struct tril_error *err) {
+    *moments = strcmp(name, "optimizer") == 0 || strcmp(name, "all") == 0;
+    *activations = strcmp(name, "activations") == 0 || strcmp(name, "all") == 0;
+    if (*moments || *activations || strcmp(name, "none") == 0)
+        return TRIL_OK;
+    return error_set(err, TRIL_ERR_ARGUMENT,
+                     "--offload is none, optimizer, activations or all, not '%.40s'", name);
+}
+
 tril_status train_options_check(const struct tril_train_options *o, struct tril_error *err) {
     tril_status st = TRIL_OK;
     enum schedule_kind kind;
+    bool moments, activations;
     if (!o->out)
         return error_set(err, TRIL_ERR_ARGUMENT, "where to? give a directory with --out");
     if (o->data_count < 1 && !o->init_only)
@@ -296,6 +309,14 @@ tril_status train_options_check(const struct tril_train_options *o, struct tril_
     TRY(check_choice("--save-dtype", o->save_dtype, "fp32", "bf16", NULL, err));
     TRY(check_choice("--order", o->order, "shuffled", "sequential", "streams", err));
     TRY(check_choice("--recompute", o->recompute, "none", "selective", "full", err));
+    TRY(train_offload_parse(o->offload ? o->offload : "none", &moments, &activations, err));
+    if ((moments || activations) && (!o->device || strcmp(o->device, "cuda") != 0)) {
+        st = error_set(err, TRIL_ERR_ARGUMENT,
+                       "--offload moves what a GPU has no room for into the host's memory; with "
+                       "--device %s everything lies there already: leave it out",
+                       o->device ? o->device : "cpu");
+        goto done;
+    }
     TRY(schedule_parse(&kind, o->schedule, err));
 done:
     return st;

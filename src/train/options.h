@@ -21,4 +21,8 @@ tril_status train_options_check_resume(const json_t *saved, const json_t *now, c
 /* Ranges and contradictions; names the option. */
 tril_status train_options_check(const struct tril_train_options *o, struct tril_error *err);
 
+/* "none", "optimizer", "activations" or "all". */
+tril_status train_offload_parse(const char *name, bool *moments, bool *activations,
+                                struct tril_error *err);
+
 #endif

@@ -151,6 +151,10 @@ static tril_status write_log(struct report *r, const struct step_report *s,
         set_number(o, "epoch", s->epoch);
         set_number(o, "elapsed_s", s->elapsed);
         json_object_set_new(o, "peak_rss_bytes", json_integer((json_int_t)memory_peak_rss()));
+        if (s->device_peak > 0)
+            json_object_set_new(o, "peak_device_bytes", json_integer(s->device_peak));
+        if (s->pinned_peak > 0)
+            json_object_set_new(o, "peak_pinned_bytes", json_integer(s->pinned_peak));
         text = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(9));
     }
     if (!text)
@@ -179,8 +183,9 @@ static void draw_line(struct report *r, const struct step_report *s) {
     fprintf(stderr, "%sstep %lld/%lld  loss %.3f%s  lr %.1e  grad %.2f  %.0f tok/s%s  %s%s%s%s",
             r->terminal ? "\r\033[K" : "", (long long)s->step, (long long)s->steps, s->loss, valid,
             s->lr, s->grad_norm, s->tokens_per_second, mfu,
-            format_bytes((double)memory_peak_rss(), memory), last ? "" : "  ",
-            last ? "" : format_duration(rest, left), last ? "" : " left");
+            format_bytes(s->device_peak > 0 ? (double)s->device_peak : (double)memory_peak_rss(),
+                         memory),
+            last ? "" : "  ", last ? "" : format_duration(rest, left), last ? "" : " left");
     if (r->terminal)
         r->line_open = true;
     else

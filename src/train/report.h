@@ -15,6 +15,7 @@ struct step_report {
     double loss, lr, grad_norm, tokens_per_second, mfu; /* NaN: unknown */
     double valid_loss;                                  /* NaN: not measured at this step */
     double elapsed;                                     /* seconds, over all runs */
+    int64_t device_peak, pinned_peak; /* bytes of a device's and of pinned memory; 0: none */
 };
 
 /* Points of a curve. */

@@ -30,6 +30,8 @@ struct trainer {
     const struct train_environment *env;
     enum dtype saved;
     enum recompute recompute;
+    bool offload_moments, offload_activations;
+    double predicted; /* bytes of a device's memory; 0 on the CPU */
     struct tokenizer *tokenizer;
     struct dataset *data;
     struct model *model;
@@ -178,6 +180,28 @@ done:
     return st;
 }
 
+/* On a device: what the run will take of its memory. */
+static tril_status predict(struct trainer *t, const struct workspace_options *w,
+                           struct tril_error *err) {
+    const struct backend *b = t->env->ctx->backend;
+    const struct model_options options = {.dtype = t->model->dtype, .training = true};
+    struct memory_plan p;
+    char line[160], device[32], host[32];
+    if (!b->plan)
+        return TRIL_OK;
+    tril_status st = model_memory_plan(&t->model->config, &options, w, 0, 0, DT_F32, b, &p, err);
+    if (st != TRIL_OK)
+        return st;
+    if (t->offload_moments)
+        memory_plan_offload_moments(&p);
+    t->predicted = p.total;
+    snprintf(line, sizeof line, "%s of the GPU's predicted%s%s%s", format_bytes(p.total, device),
+             p.host > 0 ? ", and " : "", p.host > 0 ? format_bytes(p.host, host) : "",
+             p.host > 0 ? " of the host's" : "");
+    note(t, "memory", line);
+    return TRIL_OK;
+}
+
 /* Steps from --steps, --tokens or --epochs; by default ten epochs, between 200 and 5000 steps. */
 static int64_t planned_steps(const struct trainer *t) {
     const struct tril_train_options *o = t->o;
@@ -200,7 +224,8 @@ static tril_status make_rest(struct trainer *t, struct tril_error *err) {
     struct workspace_options w = {.max_tokens = n,
                                   .max_sequences = o->mask_documents ? n : o->batch,
                                   .backward = true,
-                                  .recompute = t->recompute};
+                                  .recompute = t->recompute,
+                                  .offload = t->offload_activations};
     struct adamw_params adamw = {.beta1 = (float)o->beta1,
                                  .beta2 = (float)o->beta2,
                                  .eps = (float)o->eps,
@@ -212,10 +237,12 @@ static tril_status make_rest(struct trainer *t, struct tril_error *err) {
                          "the model's layers recall by segments of %" PRId64 " tokens, so that "
                          "rows that go on need --seq %" PRId64,
                          segment, segment);
+    TRY(predict(t, &w, err));
     TRY(workspace_create(&t->workspace, t->model, &w, err));
     if (w.carry)
         TRY(carry_create(&t->carry, t->model, o->batch, err));
-    TRY(optimiser_create(&t->optimiser, t->model, &adamw, (float)o->clip, err));
+    TRY((t->offload_moments ? optimiser_create_offloaded : optimiser_create)(
+        &t->optimiser, t->model, &adamw, (float)o->clip, err));
     if (t->model->dtype == DT_F16)
         t->optimiser.scaling = LOSS_SCALING_BEGIN;
     t->buffer = malloc((size_t)(o->grad_accum * (4 * n + 3)) * sizeof *t->buffer);
@@ -352,6 +379,14 @@ static tril_status not_finite(struct trainer *t, double loss, double norm, struc
         what, t->state.step + 1, loss, norm, t->last_saved < 0 ? 0 : t->last_saved, t->o->out);
 }
 
+/* The most memory that the run took until now. */
+static struct backend_memory memory_of(const struct trainer *t) {
+    struct backend_memory memory = {0};
+    if (t->env->ctx->backend->memory)
+        t->env->ctx->backend->memory(&memory);
+    return memory;
+}
+
 static tril_status train_step(struct trainer *t, struct tril_train_result *r, double started,
                               struct tril_error *err) {
     const struct tril_train_options *o = t->o;
@@ -387,6 +422,7 @@ static tril_status train_step(struct trainer *t, struct tril_train_result *r, do
         r->valid_loss = valid;
     }
     model_count(&t->model->config, o->seq, &counts);
+    const struct backend_memory memory = memory_of(t);
     struct step_report report = {
         .step = t->state.step,
         .steps = steps,
@@ -400,7 +436,9 @@ static tril_status train_step(struct trainer *t, struct tril_train_result *r, do
                    ? counts.train_flops_per_token * tokens / seconds / t->env->peak_flops
                    : NAN,
         .valid_loss = valid,
-        .elapsed = t->state.seconds};
+        .elapsed = t->state.seconds,
+        .device_peak = memory.device_peak,
+        .pinned_peak = memory.host_peak};
     TRY(report_step(&t->report, &report, err));
     r->loss = loss;
     r->seconds = clock_seconds() - started;
@@ -474,6 +512,10 @@ static tril_status run(struct trainer *t, struct tril_train_result *r, struct tr
     while (t->state.step < t->schedule.steps && !signal_caught())
         TRY(train_step(t, r, started, err));
     int64_t done_now = t->state.step - first;
+    const struct backend_memory memory = memory_of(t);
+    r->predicted_device_bytes = t->predicted;
+    r->peak_device_bytes = (double)memory.device_peak;
+    r->peak_pinned_bytes = (double)memory.host_peak;
     r->steps = t->state.step;
     r->tokens = t->state.tokens;
     r->best_valid_loss = t->state.best_valid_loss;
@@ -512,6 +554,10 @@ tril_status trainer_run(const struct tril_train_options *options,
     t.recompute = strcmp(o.recompute, "full") == 0        ? RECOMPUTE_FULL
                   : strcmp(o.recompute, "selective") == 0 ? RECOMPUTE_SELECTIVE
                                                           : RECOMPUTE_NONE;
+    TRY(train_offload_parse(o.offload ? o.offload : "none", &t.offload_moments,
+                            &t.offload_activations, err));
+    if (environment->ctx->backend->memory_reset) /* measuring the device's limits took some */
+        environment->ctx->backend->memory_reset();
     TRY(set_up(&t, err));
     model_count(&t.model->config, o.seq, &counts);
     result->parameters = (uint64_t)counts.total;
