@@ -313,7 +313,7 @@ tril_status train_options_check(const struct tril_train_options *o, struct tril_
     if ((moments || activations) && (!o->device || strcmp(o->device, "cuda") != 0)) {
         st = error_set(err, TRIL_ERR_ARGUMENT,
                        "--offload moves what a GPU has no room for into the host's memory; with "
-                       "--device %s everything lies there already: leave it out",
+                       "--device %s everything lies there already: give --offload none",
                        o->device ? o->device : "cpu");
         goto done;
     }

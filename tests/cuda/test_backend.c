@@ -68,6 +68,140 @@ static void test_no_memory(void **state) {
     assert_null(op_scratch(&context, (int64_t)1 << 44));
 }
 
+/* ------------------------------------------------------------------ memory, and copies beside */
+
+extern void emulated_streams_early(bool yes); /* tests/cuda/emulation/runtime.cpp */
+
+static void test_memory(void **state) {
+    (void)state;
+    struct backend_memory before, now;
+    void *a, *b, *c;
+    gpu->memory_reset();
+    gpu->memory(&before);
+    assert_int_equal(before.device, before.device_peak);
+    assert_int_equal(gpu->alloc(&a, 1000, false, "a", NULL), TRIL_OK);
+    assert_int_equal(gpu->alloc(&b, 5000, true, "b", NULL), TRIL_OK);
+    assert_int_equal(gpu->host_alloc(&c, 300, true, "c", NULL), TRIL_OK);
+    gpu->release(b);
+    gpu->memory(&now);
+    assert_int_equal(now.device - before.device, 1000);
+    assert_int_equal(now.device_peak - before.device, 6000);
+    assert_int_equal(now.host - before.host, 300);
+    gpu->host_release(c);
+    gpu->release(a);
+    gpu->memory_reset();
+    gpu->memory(&now);
+    assert_memory_equal(&now, &before, sizeof now);
+}
+
+enum { FLOATS = 64 };
+static void put(float *there, float value) {
+    float x[FLOATS];
+    for (int i = 0; i < FLOATS; i++)
+        x[i] = value;
+    assert_int_equal(gpu->upload(&context, there, x, sizeof x, NULL), TRIL_OK);
+}
+static float get(const float *there) {
+    float x[FLOATS];
+    assert_int_equal(gpu->download(&context, x, there, sizeof x, NULL), TRIL_OK);
+    return x[FLOATS - 1];
+}
+
+/* What is waited for has come, in whatever order the streams run; operations take pinned memory. */
+static void test_copies(void **state) {
+    (void)state;
+    float *here, *there, *back;
+    const int64_t bytes = FLOATS * sizeof(float);
+    assert_int_equal(gpu->alloc((void **)&here, bytes, true, "x", NULL), TRIL_OK);
+    assert_int_equal(gpu->alloc((void **)&back, bytes, true, "y", NULL), TRIL_OK);
+    assert_int_equal(gpu->host_alloc((void **)&there, bytes, true, "z", NULL), TRIL_OK);
+    struct tensor x = tensor_2d(here, DT_F32, 1, FLOATS), z = tensor_2d(there, DT_F32, 1, FLOATS);
+    for (int early = 0; early < 2; early++) {
+        emulated_streams_early(early);
+        put(here, 1);
+        assert_int_equal(gpu->copy_begin(&context, 0, there, here, bytes, NULL), TRIL_OK);
+        assert_int_equal(gpu->copy_begin(&context, 1, back, there, bytes, NULL), TRIL_OK);
+        assert_int_equal(gpu->copy_wait(&context, 1, NULL), TRIL_OK);
+        assert_true(get(back) == 1 && get(there) == 1);
+        put(here, -2);
+        assert_int_equal(activation_forward(&context, x, z, ACT_RELU, NULL), TRIL_OK);
+        assert_true(get(there) == 0);
+    }
+    emulated_streams_early(false);
+    gpu->host_release(there);
+    gpu->release(here);
+    gpu->release(back);
+}
+
+/* The emulated GPU shows what forgets to wait: a late copy has not come, and takes what was written
+ * meanwhile; an early one has overwritten what was still read. */
+static void test_unwaited(void **state) {
+    (void)state;
+    float *from, *to;
+    const int64_t bytes = FLOATS * sizeof(float);
+    assert_int_equal(gpu->host_alloc((void **)&from, bytes, true, "x", NULL), TRIL_OK);
+    assert_int_equal(gpu->alloc((void **)&to, bytes, true, "y", NULL), TRIL_OK);
+    for (int early = 0; early < 2; early++) {
+        emulated_streams_early(early);
+        put(from, 1);
+        put(to, 0);
+        assert_int_equal(gpu->copy_begin(&context, 0, to, from, bytes, NULL), TRIL_OK);
+        assert_true(get(to) == (float)early);
+        put(from, 2);
+        assert_int_equal(gpu->copy_wait(&context, 0, NULL), TRIL_OK);
+        assert_true(get(to) == (early ? 1 : 2));
+    }
+    emulated_streams_early(false);
+    gpu->host_release(from);
+    gpu->release(to);
+}
+
+struct copying {
+    float *from, *to, *result;
+    bool forgets;
+    int runs;
+};
+static tril_status copying_body(void *arg, struct tril_error *err) {
+    struct copying *c = arg;
+    tril_status st;
+    struct tensor x = tensor_2d(c->to, DT_F32, 1, FLOATS);
+    struct tensor y = tensor_2d(c->result, DT_F32, 1, FLOATS);
+    c->runs++;
+    TRY(gpu->copy_begin(&context, 1, c->to, c->from, FLOATS * sizeof(float), err));
+    if (!c->forgets)
+        TRY(gpu->copy_wait(&context, 1, err));
+    TRY(activation_forward(&context, x, y, ACT_RELU, err));
+done:
+    return st;
+}
+
+/* A recording may fork and join; one that does not join is refused, and the body runs plainly. */
+static void test_recorded_copies(void **state) {
+    (void)state;
+    const int64_t bytes = FLOATS * sizeof(float);
+    for (int forgets = 0; forgets < 2; forgets++) {
+        struct copying c = {.forgets = forgets};
+        struct op_replay r = {0};
+        assert_int_equal(gpu->host_alloc((void **)&c.from, bytes, true, "x", NULL), TRIL_OK);
+        assert_int_equal(gpu->alloc((void **)&c.to, bytes, true, "y", NULL), TRIL_OK);
+        assert_int_equal(gpu->alloc((void **)&c.result, bytes, true, "z", NULL), TRIL_OK);
+        for (int i = 1; i < 6; i++) {
+            emulated_streams_early(i % 2);
+            put(c.from, (float)i);
+            assert_int_equal(op_replay_run(&context, &r, 1, copying_body, &c, NULL), TRIL_OK);
+            assert_true(forgets || get(c.result) == (float)i);
+            if (forgets)
+                assert_int_equal(gpu->copy_wait(&context, 1, NULL), TRIL_OK);
+        }
+        assert_int_equal(c.runs, forgets ? 6 : 2);
+        op_replay_free(&context, &r);
+        gpu->host_release(c.from);
+        gpu->release(c.to);
+        gpu->release(c.result);
+    }
+    emulated_streams_early(false);
+}
+
 /* ------------------------------------------------------------------ recorded steps */
 
 enum { COUNT = 300 };
@@ -171,6 +305,10 @@ int main(void) {
         cmocka_unit_test(test_device),
         cmocka_unit_test(test_transfers),
         cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_unwaited),
+        cmocka_unit_test(test_recorded_copies),
         cmocka_unit_test(test_replay),
         cmocka_unit_test(test_replay_of_references),
         cmocka_unit_test(test_replay_of_transfers),

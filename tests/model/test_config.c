@@ -704,7 +704,7 @@ static void test_plan(void **state) {
     assert_true(plan.weights == plan.masters / 2 && plan.gradients == plan.masters);
     assert_true(plan.optimiser == 2 * plan.masters && plan.activations > 1e9);
     double sum = plan.weights + plan.masters + plan.gradients + plan.optimiser + plan.activations +
-                 plan.packings + plan.logits + plan.cache + plan.other;
+                 plan.packings + plan.logits + plan.cache + plan.scratch + plan.other;
     assert_true(plan.total == sum);
     OK(model_memory_plan(&c, &(struct model_options){.dtype = DT_BF16, .training = false}, NULL, 4,
                          2048, DT_BF16, backend_reference(), &plan, &err));

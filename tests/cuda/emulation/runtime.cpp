@@ -186,7 +186,7 @@ cudaError_t cudaFreeHost(void *p) {
 static std::set<emulated_stream *> streams;
 static bool early;
 
-void emulated_copies_early(bool yes) {
+extern "C" void emulated_streams_early(bool yes) {
     finish_all();
     early = yes;
 }
@@ -202,10 +202,8 @@ static void step(emulated_stream *s) {
     s->queue.pop_front();
     if (i.wait && !i.wait->done)
         run(i.wait->stream, i.wait.get());
-    if (i.work) {
-        device_open_for_now open;
+    if (i.work)
         i.work();
-    }
     if (i.record)
         i.record->done = true;
 }
@@ -213,6 +211,9 @@ static void step(emulated_stream *s) {
 /* All of a stream's work, or until an event is reached. */
 static void run(emulated_stream *s, const recorded *until) {
     std::lock_guard<std::recursive_mutex> guard(lock);
+    if (s->queue.empty())
+        return;
+    device_open_for_now open; /* once for all of it: that is slow */
     while (!s->queue.empty() && !(until && until->done)) {
         for (emulated_stream *other : streams)
             while (early && other != s && ready(other))
