@@ -102,7 +102,7 @@ int cmd_attention(int argc, char **argv) {
          NULL},
         {"head", "N", "whose rule is drawn (0)", OPTION_INT, &head, 0, 4095, NULL},
         {.kind = OPTION_HEADING, .help = "How"},
-        {"device", "NAME", "cuda: flash and linear on a GPU; times hold the transfers",
+        {"device", "NAME", "cuda: on a GPU (not --impl fused); times hold the transfers",
          OPTION_CHOICE, &f.device, 0, 0, "cpu|cuda|reference"},
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
         {"json", NULL, "print one JSON object", OPTION_FLAG, &json, 0, 0, NULL},

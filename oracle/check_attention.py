@@ -353,7 +353,7 @@ def main():
     a = parser.parse_args()
     torch.set_num_threads(1)
     impls = a.impl or (["flash", "flash", "flash", "fused", "materialised", "reference", "linear"]
-                       if a.device == "cpu" else ["flash", "flash", "flash", "linear"])
+                       if a.device == "cpu" else ["flash", "flash", "flash", "materialised", "linear"])
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         if a.goldens:

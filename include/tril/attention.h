@@ -86,8 +86,8 @@ struct tril_attention {
     enum tril_attention_implementation implementation;
     int threads; /* 0: as they are set for the process */
     /* Where: "cpu" (NULL means it) or "cuda", a GPU: it gets copies of the tensors, which stay host
-     * memory, and gives the results back; opened anew by every call. There is flash and linear;
-     * the reference is the host's, whatever is said here. fp16 is computed as it is. */
+     * memory, and gives the results back; opened anew by every call. There is no
+     * `fused`; the reference is the host's, whatever is said here. fp16 is computed as it is. */
     const char *device;
 
     /* Query rows and keys that flash's forward takes at a time; 0: chosen. Both are rounded up

@@ -139,13 +139,13 @@ bool attention_on_device(const struct tril_attention *a) {
 }
 
 tril_status attention_check_device(const struct tril_attention *a, struct tril_error *err) {
-    if (!attention_on_device(a) || a->implementation == TRIL_ATTENTION_FLASH ||
-        a->implementation == TRIL_ATTENTION_LINEAR)
+    if (!attention_on_device(a) || a->implementation != TRIL_ATTENTION_FUSED)
         return TRIL_OK;
-    return error_set(err, TRIL_ERR_UNSUPPORTED,
-                     "attention: the implementations fused and materialised are the CPU's, for "
-                     "comparison; on %s there are flash and linear",
-                     a->device);
+    return error_set(
+        err, TRIL_ERR_UNSUPPORTED,
+        "attention: the implementation fused is the CPU's, for comparison; on %s there "
+        "are flash, materialised and linear",
+        a->device);
 }
 
 tril_status attention_open(const struct tril_attention *a, struct op_context *ctx,

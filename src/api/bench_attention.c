@@ -311,12 +311,15 @@ static tril_status bench_on_device(struct op_context *ctx,
     int tensors = o->forward_only ? 4 : TENSORS;
     bool given;
     tril_status st = TRIL_OK;
-    x.params = (struct attention_params){.scale = (float)a->scale,
-                                         .softcap = (float)a->softcap,
-                                         .max_q = (int32_t)a->queries,
-                                         .max_kv = (int32_t)a->keys,
-                                         .dropout = (float)a->dropout,
-                                         .key = {.seed = a->seed, .op = RANDOM_DROPOUT_ATTENTION}};
+    x.params = (struct attention_params){
+        .scale = (float)a->scale,
+        .softcap = (float)a->softcap,
+        .max_q = (int32_t)a->queries,
+        .max_kv = (int32_t)a->keys,
+        .dropout = (float)a->dropout,
+        .implementation = a->implementation == TRIL_ATTENTION_MATERIALISED ? ATTENTION_MATERIALISED
+                                                                           : ATTENTION_FLASH,
+        .key = {.seed = a->seed, .op = RANDOM_DROPOUT_ATTENTION}};
     TRY(attention_rules(a, &rules, &given, &x.params.causal, err));
     if (given) {
         x.params.rules = rules.rules;

@@ -162,16 +162,19 @@ OP_FN(attention_forward) {
     c.params = p;
     attention_view a = {};
     CUDA_TRY(attention_check_unread(&c, "attention_forward", err));
-    if (p->implementation == ATTENTION_MATERIALISED)
-        return error_set(err, TRIL_ERR_UNSUPPORTED, "there is no materialised attention on a GPU");
-    if (attention_hopper_takes_forward(ctx, args, p))
+    bool plainly = p->implementation == ATTENTION_MATERIALISED;
+    if (!plainly && attention_hopper_takes_forward(ctx, args, p))
         return attention_hopper_forward(ctx, args, p, err);
     CUDA_TRY(view_make(&c, &args[F_STEP], "attention_forward", &a, err));
     attention_cut cut = cut_make(a, p, cuda_state_of(ctx)->processors);
-    int64_t rules = rules_bytes(&c);
+    int64_t rules = rules_bytes(&c), space = cut_bytes(a, cut);
     char *scratch = NULL;
-    CUDA_TRY(cuda_scratch(ctx, "attention_forward", rules + cut_bytes(a, cut), &scratch, err));
+    if (plainly)
+        space = attention_materialised_bytes(a, p, false);
+    CUDA_TRY(cuda_scratch(ctx, "attention_forward", rules + space, &scratch, err));
     CUDA_TRY(rules_put(ctx, &c, scratch, &a, err));
+    if (plainly)
+        return attention_materialised(ctx, a, p, false, scratch + rules, err);
     cut.part = (float2 *)(scratch + rules);
     cut.part_o = (float *)(cut.part + cut.splits * c.heads * c.rows);
     CUDA_TRY(attention_mma_takes_forward(a) ? attention_mma_forward(ctx, a, cut, err)
@@ -229,9 +232,8 @@ OP_FN(attention_backward) {
     c.params = p;
     attention_view a = {};
     CUDA_TRY(attention_check_unread(&c, name, err));
-    if (p->implementation == ATTENTION_MATERIALISED)
-        return error_set(err, TRIL_ERR_UNSUPPORTED, "there is no materialised attention on a GPU");
-    if (attention_hopper_takes_backward(ctx, args, p))
+    bool plainly = p->implementation == ATTENTION_MATERIALISED;
+    if (!plainly && attention_hopper_takes_backward(ctx, args, p))
         return attention_hopper_backward(ctx, args, p, err);
     CUDA_TRY(view_make(&c, &args[B_STEP], name, &a, err));
     a.dout = heads_of(args[B_DO]);
@@ -242,15 +244,17 @@ OP_FN(attention_backward) {
     a.dbias = (float *)c.dbias.data;
     a.dbias_head = c.dbias.stride[0];
     a.dbias_row = c.dbias.stride[1];
-    int64_t rules = rules_bytes(&c);
+    int64_t rules = rules_bytes(&c), deltas = (c.heads * c.rows * 4 + 255) / 256 * 256;
+    int64_t space = plainly ? attention_materialised_bytes(a, p, true) : 0;
     char *scratch = NULL;
-    CUDA_TRY(cuda_scratch(ctx, name, rules + c.heads * c.rows * 4, &scratch, err));
+    CUDA_TRY(cuda_scratch(ctx, name, rules + deltas + space, &scratch, err));
     CUDA_TRY(rules_put(ctx, &c, scratch, &a, err));
     a.delta = (float *)(scratch + rules);
     CUDA_TRY(cuda_launch(ctx, name, err, attention_delta_kernel,
                          dim3(cuda_blocks(c.rows * c.heads, 8)), dim3(256), 0, a));
-    CUDA_TRY(attention_mma_takes_backward(a) ? attention_mma_backward(ctx, a, err)
-                                             : attention_fma_backward(ctx, a, err));
+    CUDA_TRY(plainly ? attention_materialised(ctx, a, p, true, scratch + rules + deltas, err)
+             : attention_mma_takes_backward(a) ? attention_mma_backward(ctx, a, err)
+                                               : attention_fma_backward(ctx, a, err));
     if (a.dbias)
         CUDA_TRY(attention_fma_dbias(ctx, a, err));
     if (a.dsink)

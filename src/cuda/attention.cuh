@@ -299,6 +299,14 @@ tril_status attention_fma_backward(struct op_context *ctx, const attention_view 
 tril_status attention_fma_dbias(struct op_context *ctx, const attention_view &a,
                                 struct tril_error *err);
 
+/* The textbook's, to compare with: attention_materialised.cu. `scratch` has as many bytes as that
+ * says; the backward has a.delta. */
+int64_t attention_materialised_bytes(const attention_view &a, const struct attention_params *p,
+                                     bool backward);
+tril_status attention_materialised(struct op_context *ctx, const attention_view &a,
+                                   const struct attention_params *p, bool backward, char *scratch,
+                                   struct tril_error *err);
+
 /* On tensor cores: all of q, k, v, o (and their gradients) bf16, or all fp16: attention_mma.cu,
  * attention_mma_backward.cu. */
 bool attention_mma_takes_forward(const attention_view &a);

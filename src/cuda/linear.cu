@@ -21,13 +21,8 @@
 #include "cuda/activate.cuh"
 #include "cuda/blas.h"
 #include "cuda/device.cuh"
+#include "cuda/linear.cuh"
 
-/* A factor: element (r, k) at data[r * row + k * inner]; one of the strides is 1. */
-struct operand {
-    const void *data;
-    enum dtype type;
-    int64_t row, inner;
-};
 struct finish {
     const float *bias, *residual; /* [C], [R, C]; or NULL */
     enum activation activation;
@@ -423,6 +418,17 @@ static tril_status multiply(struct op_context *ctx, const char *name, const stru
             CUDA_TRY(finish_launch(ctx, name, sum, sum_row, n, C, &g, err));
     }
     return TRIL_OK;
+}
+
+tril_status linear_product(struct op_context *ctx, const char *name, const struct operand *a,
+                           const struct operand *b, int64_t R, int64_t C, int64_t K, void *y,
+                           enum dtype type, int64_t row, bool add, struct tril_error *err) {
+    struct finish f = {};
+    f.y = y;
+    f.y_type = type;
+    f.y_row = f.residual_row = row;
+    f.residual = add ? (const float *)y : NULL;
+    return multiply(ctx, name, a, b, R, C, K, &f, err);
 }
 
 static struct operand rows_operand(const struct tensor *t) {

@@ -31,42 +31,60 @@ done:
     return st;
 }
 
+/* Standard, fused and flash, then fused and flash in bf16. A device has no "fused", and begins in
+ * fp16. */
+enum { CELLS = LAYER_ATTENTIONS + 2 };
+
+static enum layer_attention attention_of(int cell) {
+    return (enum layer_attention)(cell < LAYER_ATTENTIONS ? cell : cell - 2);
+}
+
+static bool there(const struct lab *l, int cell) {
+    return !l->device || attention_of(cell) != LAYER_FUSED;
+}
+
 static tril_status run(struct lab *l, struct tril_error *err) {
     static const char *const columns[] = {
         "T",        "attention", "dtype",        "published ms (GPU, fp16)",
         "block ms", "spread ms", "beside flash", "attention alone ms"};
     int64_t D = lab_choose(l, 384, 768), last = lab_choose(l, 512, 2048);
-    struct timing x[LAYER_ATTENTIONS + 2] = {{0}};
+    const enum dtype first = l->device ? DT_F16 : DT_F32;
+    struct timing x[CELLS] = {{0}};
     double lengths[8], ms[LAYER_ATTENTIONS][8], difference = 0;
     int64_t points = 0;
     struct table *t = NULL;
     struct progress progress;
+    char title[64];
     tril_status st = TRIL_OK;
-    float *y[LAYER_ATTENTIONS + 2] = {0};
+    float *y[CELLS] = {0};
     progress_start(&progress, "block-time", 0);
     TRY(table_create(&t, columns, 8, err));
     for (int64_t T = last / 4; T <= last; T *= 2, points++) {
         lengths[points] = (double)T;
-        for (int i = 0; i < LAYER_ATTENTIONS + 2; i++) { /* then fused and flash in bf16 */
-            enum layer_attention a = (enum layer_attention)(i < 3 ? i : i - 2);
+        for (int i = 0; i < CELLS; i++) {
+            enum layer_attention a = attention_of(i);
+            enum dtype dtype = i < LAYER_ATTENTIONS ? first : DT_BF16;
+            if (!there(l, i))
+                continue;
             mem_free(y[i]);
             y[i] = NULL;
-            TRY(measure(l, T, D, i < 3 ? DT_F32 : DT_BF16, a, &x[i], &y[i], err));
-            if (i < 3)
+            TRY(measure(l, T, D, dtype, a, &x[i], &y[i], err));
+            if (i < LAYER_ATTENTIONS)
                 ms[i][points] = x[i].block;
             progress_update(&progress, points, layer_attention_names[a]);
         }
-        for (int i = 0; i < 3; i++)
-            difference = fmax(difference, lab_difference(y[0], y[i], T * D));
-        for (int i = 0; i < LAYER_ATTENTIONS + 2; i++) {
-            int a = i < 3 ? i : i - 2;
+        for (int i = 0; i < CELLS; i++) {
+            if (!there(l, i))
+                continue;
+            if (i < LAYER_ATTENTIONS)
+                difference = fmax(difference, lab_difference(y[0], y[i], T * D));
             table_add_int(t, T);
-            table_add_text(t, layer_attention_names[a]);
-            table_add_text(t, i < 3 ? "fp32" : "bf16");
-            table_add_number(t, T == 2048 && i < 3 ? published[i] : NAN, 1);
+            table_add_text(t, layer_attention_names[attention_of(i)]);
+            table_add_text(t, dtype_name(i < LAYER_ATTENTIONS ? first : DT_BF16));
+            table_add_number(t, T == 2048 && i < LAYER_ATTENTIONS ? published[i] : NAN, 1);
             table_add_number(t, x[i].block, 2);
             table_add_number(t, x[i].spread, 2);
-            table_add_number(t, x[i].block / x[i < 3 ? 2 : 4].block, 2);
+            table_add_number(t, x[i].block / x[i < LAYER_ATTENTIONS ? 2 : 4].block, 2);
             table_add_number(t, x[i].attention, 2);
         }
     }
@@ -75,32 +93,47 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     if (st != TRIL_OK)
         goto done;
     struct curve curves[LAYER_ATTENTIONS];
+    int shown = 0;
     for (int i = 0; i < LAYER_ATTENTIONS; i++)
-        curves[i] = (struct curve){.label = layer_attention_names[i],
-                                   .x = lengths,
-                                   .y = ms[i],
-                                   .n = points,
-                                   .style = CURVE_DOTTED_LINE};
-    const struct curve_plot plot = {.title = "A block's time by its attention (fp32)",
+        if (there(l, i))
+            curves[shown++] = (struct curve){.label = layer_attention_names[i],
+                                             .x = lengths,
+                                             .y = ms[i],
+                                             .n = points,
+                                             .style = CURVE_DOTTED_LINE};
+    snprintf(title, sizeof title, "A block's time by its attention (%s)", dtype_name(first));
+    const struct curve_plot plot = {.title = title,
                                     .x_label = "T",
                                     .y_label = "ms",
                                     .curves = curves,
-                                    .curve_count = LAYER_ATTENTIONS,
+                                    .curve_count = shown,
                                     .x_log = true,
                                     .y_log = true};
     TRY(lab_curves(l, "block", &plot, err));
-    double fused = x[0].block / x[1].block, flash = x[0].block / x[2].block;
-    double alone = x[0].attention / x[2].attention;
+    double flash = x[0].block / x[2].block, alone = x[0].attention / x[2].attention;
     lab_claim(l, flash > 1.05, "flash over standard, the block", "9.8 / 1.6 = 6.1x",
               "%.2fx (T = %lld)", flash, (long long)last);
-    lab_claim(l, fused > 1.05, "fused over standard, the block", "9.8 / 4.1 = 2.4x", "%.2fx",
-              fused);
     lab_value(l, "difference", difference);
     lab_value(l, "block_speedup", flash);
     lab_value(l, "attention_speedup", alone);
     lab_value(l, "standard_ms", x[0].block);
-    lab_value(l, "fused_ms", x[1].block);
     lab_value(l, "flash_ms", x[2].block);
+    if (l->device) {
+        lab_say(
+            l,
+            "At T = %lld and D = %lld the block takes %.3f ms with standard attention and %.3f "
+            "with flash: %.2fx. Attention alone is %.1fx faster with flash; it is %.0f%% of the "
+            "standard block and %.0f%% of the flash one. The outputs differ by %.1e. In bf16 the "
+            "flash block takes %.3f ms.",
+            (long long)last, (long long)D, x[0].block, x[2].block, flash, alone,
+            100 * x[0].attention / x[0].block, 100 * x[2].attention / x[2].block, difference,
+            x[4].block);
+        goto done;
+    }
+    double fused = x[0].block / x[1].block;
+    lab_claim(l, fused > 1.05, "fused over standard, the block", "9.8 / 4.1 = 2.4x", "%.2fx",
+              fused);
+    lab_value(l, "fused_ms", x[1].block);
     lab_say(
         l,
         "At T = %lld and D = %lld the block takes %.1f ms with standard attention, %.1f with "
@@ -117,7 +150,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
             difference, x[4].block < 0.8 * x[2].block ? "multiplies faster" : "only stores",
             x[4].block);
 done:
-    for (int i = 0; i < LAYER_ATTENTIONS + 2; i++)
+    for (int i = 0; i < CELLS; i++)
         mem_free(y[i]);
     progress_end(&progress);
     table_free(t);

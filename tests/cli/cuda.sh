@@ -73,10 +73,10 @@ for dtype in fp32 bf16 fp16; do
 done
 code=0
 "$emulated" attention --device cuda --impl fused --qkv "$in" --out "$dir/out.safetensors" 2>"$dir/err" || code=$?
-{ [ $code = 6 ] && grep -q 'flash and linear' "$dir/err"; } || fail "--impl fused on the GPU gave $code"
+{ [ $code = 6 ] && grep -q 'materialised and linear' "$dir/err"; } || fail "--impl fused on the GPU gave $code"
 
 # ---- benchmarks: their fields, with the GPU's own limits
-for what in "--visible window:8" "--impl linear" "--decode --cache 40 --page 8 --kv-dtype q8"; do
+for what in "--visible window:8" "--impl materialised" "--impl linear" "--decode --cache 40 --page 8 --kv-dtype q8"; do
     # shellcheck disable=SC2086 # several words
     "$emulated" bench attention --device cuda --heads 2 --seq 24 --head-dim 16 --steps 1 --json $what >"$dir/json"
     for name in forward_ms forward_flops_per_s peak_flops extra_bytes bytes_moved pairs; do

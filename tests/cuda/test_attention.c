@@ -141,6 +141,41 @@ static void test_backward(void **state) {
     run_all(true, list, sizeof list / sizeof *list);
 }
 
+/* The textbook's way, on every case of the registry that it takes. */
+static void test_materialised(void **state) {
+    (void)state;
+    int faults = 0, ran = 0;
+    for (int backward = 0; backward < 2; backward++) {
+        const struct op_info *info =
+            op_info_get(backward ? OP_ATTENTION_BACKWARD : OP_ATTENTION_FORWARD);
+        struct op_case c;
+        for (int i = 0; info->test_case(i, &c); i++) {
+            struct attention_params p;
+            struct op_run one;
+            struct op_judge judge;
+            struct tril_error err = {0};
+            char what[128];
+            memcpy(&p, c.params, sizeof p);
+            p.implementation = ATTENTION_MATERIALISED;
+            memcpy(c.params, &p, sizeof p);
+            snprintf(what, sizeof what, "%s %s materialised", info->name, c.label);
+            op_run_create(&one, info, &c, i % 2 ? PLACE_AFTER_START : PLACE_AT_END, false);
+            if (op_judge_create(&judge, &one)) {
+                tril_status st = op_run_call(&one, &context, WEIGHT_PLAIN, &err);
+                if (st == TRIL_OK)
+                    faults += op_judge_count(&judge, &one, what);
+                else if (st != TRIL_ERR_UNSUPPORTED)
+                    faults += fprintf(stderr, "%s: %s\n", what, err.message) > 0;
+                ran += st == TRIL_OK;
+                op_judge_free(&judge);
+            }
+            op_run_free(&one);
+        }
+    }
+    assert_int_equal(faults, 0);
+    assert_true(ran > 30);
+}
+
 int main(void) {
     setenv("TRIL_EMULATED_CAPABILITY", "80", 1);
     if (op_context_init(&context, backend_cuda(), NULL) != TRIL_OK)
@@ -149,6 +184,7 @@ int main(void) {
         cmocka_unit_test(test_forward),
         cmocka_unit_test(test_decode),
         cmocka_unit_test(test_backward),
+        cmocka_unit_test(test_materialised),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     op_context_free(&context);
