@@ -257,9 +257,6 @@ tril_status lab_run(const struct lab_environment *env, const struct tril_lab_opt
         return error_set(err, TRIL_ERR_UNSUPPORTED,
                          "the experiment %s looks into tensors on the CPU; run it without --device",
                          e->about.name);
-    const struct backend *own = l.ctx->backend;
-    if (l.device)
-        l.ctx->backend = lab_watch(own);
     TRY(begin(&l, e, o, err));
     double begun = clock_seconds();
     TRY(e->run(&l, err));
@@ -283,8 +280,6 @@ tril_status lab_run(const struct lab_environment *env, const struct tril_lab_opt
         text = NULL;
     }
 done:
-    l.ctx->backend = own;
-    lab_watch_end();
     json_decref(l.result);
     free(l.dir);
     free(path);

@@ -113,10 +113,6 @@ tril_status lab_fill(struct op_context *ctx, void *data, enum dtype t, int64_t n
                      const struct random_key *key, struct tril_error *err);
 tril_status lab_fetch(struct op_context *ctx, const void *data, enum dtype t, int64_t n,
                       float **out, struct tril_error *err);
-/* `device` with its allocations counted, until lab_watch_end; what lab_peak_memory asks of it. */
-const struct backend *lab_watch(const struct backend *device);
-void lab_watch_end(void);
-tril_status lab_watch_peak(lab_work *work, void *arg, double *bytes, struct tril_error *err);
 
 /* Least squares y = a + b x, and r^2 (the share of the variance it explains). */
 struct lab_line {

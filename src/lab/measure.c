@@ -68,8 +68,15 @@ done:
 
 tril_status lab_peak_memory(const struct op_context *ctx, lab_work *work, void *arg, double *bytes,
                             struct tril_error *err) {
-    if (ctx->backend->device)
-        return lab_watch_peak(work, arg, bytes, err);
+    if (ctx->backend->device) {
+        struct backend_memory in_use, most;
+        ctx->backend->memory_reset();
+        ctx->backend->memory(&in_use);
+        tril_status st = work(arg, err);
+        ctx->backend->memory(&most);
+        *bytes = (double)(most.device_peak - in_use.device);
+        return st;
+    }
     malloc_trim(0);
     memory_reset_peak();
     double before = (double)memory_peak_rss();

@@ -89,12 +89,18 @@ grep -q '"bandwidth_bytes_per_s": *[1-9]' "$dir/json" || fail "no bandwidth besi
     --dtype bf16 --steps 1 --json >"$dir/json"
 grep -q '"mfu"' "$dir/json" || fail "bench train has no mfu"
 
+# ---- the lab: what looks into tensors says so
+code=0
+"$emulated" lab run averaging --device cuda --out "$dir/lab" 2>"$dir/err" || code=$?
+{ [ $code = 6 ] && grep -q 'on the CPU' "$dir/err"; } || fail "lab run averaging on the GPU gave $code"
+"$emulated" lab list | grep -q '^mha-grid.* \*$' || fail "the list does not say what runs on a GPU"
+
 # ---- the ordinary command on a machine without a GPU
 if "$tril" version | grep -q 'sm_'; then
     echo "cuda: all good (there is a GPU here: its absence was not tested)"
     exit 0
 fi
-for command in "attention --qkv $in --out $dir/x" "bench attention" "bench decode" "eval --model $model --data $dir/text.txt" \
+for command in "attention --qkv $in --out $dir/x" "bench attention" "bench decode" "lab run mha-grid --out $dir/lab" "eval --model $model --data $dir/text.txt" \
     "generate --model $model --prompt a" "inspect attention --model $model --prompt a" \
     "train --data $dir/text.txt --tokenizer $dir/tok.json --layers 1 --dim 16 --heads 2 --out $dir/x"; do
     code=0
