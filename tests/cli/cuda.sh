@@ -52,6 +52,30 @@ cp "$dir/cpu/log.jsonl" "$dir/cpu.log"
 cp "$dir/cuda/log.jsonl" "$dir/cuda.log"
 alike log loss grad_norm
 
+# ---- offloading: the same bits with less of the GPU's memory, as predicted; going on in another mode
+offloaded() { # OUT OPTION...
+    local out=$1
+    shift
+    "$emulated" train --device cuda --data "$dir/text.txt" --tokenizer "$dir/tok.json" --layers 4 --dim 16 --heads 1 \
+        --ffn 32 --batch 1 --seq 16 --grad-accum 2 --schedule constant --warmup-frac 0 --lr 3e-3 --eval-every 0 \
+        --checkpoint-every 2 --dtype bf16 --out "$dir/$out" --quiet --json "$@" >"$dir/$out.json"
+}
+offloaded stays --steps 3
+offloaded moved --steps 2 --offload all --recompute full
+[ "$(values "$dir/moved.json" peak_pinned_bytes)" != 0 ] || fail "nothing was offloaded"
+for run in stays moved; do
+    awk -F'[:,]' '/predicted_device/ { p = $2 } /peak_device/ { m = $2 } END { d = p / m - 1
+        exit !(m > 0 && d < 0.05 && d > -0.05) }' "$dir/$run.json" || fail "$run: not the memory that was predicted"
+done
+awk -F'[:,]' '/peak_device/ { m[++n] = $2 } END { exit !(m[2] < m[1]) }' "$dir/stays.json" "$dir/moved.json" ||
+    fail "offloading took no less of the GPU's memory"
+grep -q '"peak_device_bytes":[1-9].*"peak_pinned_bytes":[1-9]' "$dir/moved/log.jsonl" || fail "the log has no peaks"
+"$emulated" train --resume --out "$dir/moved" --steps 3 --offload activations --recompute none --quiet
+cmp "$dir/stays/model.safetensors" "$dir/moved/model.safetensors" || fail "offloading changed the model"
+code=0
+"$emulated" train --resume --device cpu --out "$dir/moved" --steps 4 2>"$dir/err" || code=$?
+{ [ $code != 0 ] && grep -q 'give --offload none' "$dir/err"; } || fail "--offload on the CPU gave $code"
+
 # ---- evaluation, generation, looking inside: one model on both
 model=$dir/cpu
 for device in cpu cuda; do
