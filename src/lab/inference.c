@@ -28,6 +28,7 @@ static tril_status decode(struct lens *lens, struct model *m, int64_t context, i
     double *seconds = malloc((size_t)count * sizeof *seconds);
     int32_t *ids = malloc((size_t)context * sizeof *ids), offsets[2] = {0}, slot = 0, row;
     const int64_t prompt = context - count;
+    const bool on_device = lens->inner->device;
     struct random_key key = {.seed = 3, .op = RANDOM_TEST};
     tril_status st = TRIL_OK;
     if (!ids || !seconds) {
@@ -66,7 +67,10 @@ static tril_status decode(struct lens *lens, struct model *m, int64_t context, i
         TRY(model_forward(m, space, &b, logits, err));
         if (i >= 0)
             seconds[i] = clock_seconds() - begun;
-        w->flops = fmax(w->flops, lens_flops(lens)); /* (a replayed graph is not seen) */
+        double attention = 4.0 * (double)(m->config.layers * m->config.heads * m->config.head_dim) *
+                           (double)end * (w->cached ? 1 : (double)(end + 1) / 2);
+        /* (a replayed graph is not seen) */
+        w->flops = fmax(w->flops, lens_flops(lens) + (on_device ? attention : 0));
     }
     double median = bench_median(seconds, count);
     w->ms = median * 1e3;

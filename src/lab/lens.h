@@ -12,7 +12,7 @@ struct lens {
     struct backend shim; /* first: op_context.backend points here */
     const struct backend *inner;
     struct op_context ctx; /* what the model is given */
-    double flops[OP_COUNT], seconds[OP_COUNT];
+    double flops[OP_COUNT], seconds[OP_COUNT]; /* on a device: not attention's FLOPs; as launched */
     int64_t calls[OP_COUNT];
 
     bool other; /* answer with this implementation */
