@@ -11,7 +11,7 @@
 struct lens {
     struct backend shim; /* first: op_context.backend points here */
     const struct backend *inner;
-    struct op_context ctx; /* what the model is given */
+    struct op_context ctx;                     /* what the model is given */
     double flops[OP_COUNT], seconds[OP_COUNT]; /* on a device: not attention's FLOPs; as launched */
     int64_t calls[OP_COUNT];
 
