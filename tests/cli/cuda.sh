@@ -57,8 +57,8 @@ offloaded() { # OUT OPTION...
     local out=$1
     shift
     "$emulated" train --device cuda --data "$dir/text.txt" --tokenizer "$dir/tok.json" --layers 4 --dim 16 --heads 1 \
-        --ffn 32 --batch 1 --seq 16 --grad-accum 2 --schedule constant --warmup-frac 0 --lr 3e-3 --eval-every 0 \
-        --checkpoint-every 2 --dtype bf16 --out "$dir/$out" --quiet --json "$@" >"$dir/$out.json"
+        --ffn 32 --batch 1 --seq 16 --grad-accum 2 --schedule constant --warmup-frac 0 --lr 3e-3 --eval-every 1 \
+        --eval-tokens 32 --checkpoint-every 2 --dtype bf16 --out "$dir/$out" --quiet --json "$@" >"$dir/$out.json"
 }
 offloaded stays --steps 3
 offloaded moved --steps 2 --offload all --recompute full
@@ -72,6 +72,9 @@ awk -F'[:,]' '/peak_device/ { m[++n] = $2 } END { exit !(m[2] < m[1]) }' "$dir/s
 grep -q '"peak_device_bytes":[1-9].*"peak_pinned_bytes":[1-9]' "$dir/moved/log.jsonl" || fail "the log has no peaks"
 "$emulated" train --resume --out "$dir/moved" --steps 3 --offload activations --recompute none --quiet
 cmp "$dir/stays/model.safetensors" "$dir/moved/model.safetensors" || fail "offloading changed the model"
+for field in loss valid_loss grad_norm; do
+    diff <(values "$dir/stays/log.jsonl" $field) <(values "$dir/moved/log.jsonl" $field) >&2 || fail "offloading changed $field"
+done
 code=0
 "$emulated" train --resume --device cpu --out "$dir/moved" --steps 4 2>"$dir/err" || code=$?
 { [ $code != 0 ] && grep -q 'give --offload none' "$dir/err"; } || fail "--offload on the CPU gave $code"

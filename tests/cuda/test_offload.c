@@ -32,6 +32,7 @@ struct run {
 struct mode {
     enum recompute recompute;
     bool moments, activations, early;
+    int steps; /* 0: STEPS */
 };
 
 static void train(struct run *r, const struct model_config *c, enum dtype t, struct mode mode) {
@@ -55,7 +56,8 @@ static void train(struct run *r, const struct model_config *c, enum dtype t, str
     OK(workspace_create(&w, m, &o, &err));
     OK((mode.moments ? optimiser_create_offloaded : optimiser_create)(&adamw, m, &params, 0.5f,
                                                                       &err));
-    for (int step = 0; step < STEPS; step++) {
+    *r = (struct run){.bytes = 0};
+    for (int step = 0; step < (mode.steps ? mode.steps : STEPS); step++) {
         double loss;
         int64_t count;
         bool applied;
@@ -107,18 +109,18 @@ static void compare(struct model_config c, enum dtype t) {
     char what[96];
     c.layers = LAYERS;
     c.dropout_embedding = c.dropout_attention = c.dropout_residual = 0.1f;
-    train(&plain, &c, t, (struct mode){RECOMPUTE_NONE, false, false, false});
+    train(&plain, &c, t, (struct mode){.recompute = RECOMPUTE_NONE});
     assert_true(plain.loss[0] != plain.loss[STEPS - 1]);
     for (int recompute = 0; recompute < 3; recompute++)
         for (int early = 0; early < 2; early++) {
-            struct mode mode = {(enum recompute)recompute, early, true, early};
+            struct mode mode = {(enum recompute)recompute, early, true, early, 0};
             snprintf(what, sizeof what, "%s, recompute %d, %s, copies %s", dtype_name(t), recompute,
                      early ? "all" : "activations", early ? "early" : "late");
             train(&r, &c, t, mode);
             assert_true(r.peak < plain.peak && r.pinned > plain.pinned);
             same(&r, &plain, what);
         }
-    train(&r, &c, t, (struct mode){RECOMPUTE_NONE, true, false, false});
+    train(&r, &c, t, (struct mode){.recompute = RECOMPUTE_NONE, .moments = true});
     same(&r, &plain, "the optimiser alone");
     test_free(plain.parameters);
 }
@@ -135,6 +137,27 @@ static void test_llama(void **state) {
     c.heads = 2;
     c.kv_heads = 1;
     compare(c, DT_BF16);
+}
+
+/* Layers that recall keep more, and are never recorded. */
+static void test_recalling(void **state) {
+    (void)state;
+    struct run plain, r;
+    const char *name;
+    struct model_config c = variant(VARIANTS - 1, &name); /* memory, then recurrence */
+    c.layers = LAYERS;
+    for (int l = 0; l < LAYERS; l++)
+        c.layer_mixer[l] = c.layer_mixer[l % 2];
+    train(&plain, &c, DT_F32, (struct mode){.recompute = RECOMPUTE_NONE, .steps = 2});
+    for (int full = 0; full < 2; full++) {
+        train(&r, &c, DT_F32,
+              (struct mode){.recompute = full ? RECOMPUTE_FULL : RECOMPUTE_NONE,
+                            .activations = true,
+                            .early = full,
+                            .steps = 2});
+        same(&r, &plain, name);
+    }
+    test_free(plain.parameters);
 }
 
 /* Two layers and fewer: nothing leaves. */
@@ -281,9 +304,10 @@ static void test_predictions(void **state) {
         for (int bf16 = 0; bf16 < 2; bf16++) {
             const enum dtype t = bf16 ? DT_BF16 : DT_F32;
             predict_training(llama, t, (struct mode){.recompute = RECOMPUTE_NONE});
-            predict_training(
-                llama, t,
-                (struct mode){bf16 ? RECOMPUTE_FULL : RECOMPUTE_SELECTIVE, true, true, false});
+            predict_training(llama, t,
+                             (struct mode){.recompute = bf16 ? RECOMPUTE_FULL : RECOMPUTE_SELECTIVE,
+                                           .moments = true,
+                                           .activations = true});
             predict_generation(llama, t);
         }
 }
@@ -321,9 +345,10 @@ int main(void) {
     }
     op_context_free(&ctx);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gpt2),        cmocka_unit_test(test_llama),
-        cmocka_unit_test(test_few_layers),  cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_predictions), cmocka_unit_test(test_large),
+        cmocka_unit_test(test_gpt2),      cmocka_unit_test(test_llama),
+        cmocka_unit_test(test_recalling), cmocka_unit_test(test_few_layers),
+        cmocka_unit_test(test_refused),   cmocka_unit_test(test_predictions),
+        cmocka_unit_test(test_large),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
