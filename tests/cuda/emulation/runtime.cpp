@@ -76,6 +76,8 @@ static size_t page() {
     return (size_t)sysconf(_SC_PAGESIZE);
 }
 
+#define FILLED ((size_t)1 << 20)
+
 static void protect(int how) {
     for (auto &b : blocks)
         mprotect(b.first, b.second.pages, how);
@@ -116,8 +118,9 @@ static cudaError_t block_make(void **out, size_t bytes, bool host) {
     used += host ? 0 : pages;
     {
         device_open_for_now open;
-        if (bytes < (64u << 20)) /* what nobody has written is NaN */
-            memset(p, 0xff, pages);
+        /* What nobody has written is NaN; not all of what is large: pages that nobody touched cost
+         * nothing to protect. */
+        memset(p, 0xff, pages < FILLED ? pages : FILLED);
     }
     /* The end at the next page, as far as 256-byte alignment lets it. */
     *out = p + (pages - bytes) / 256 * 256;
