@@ -1,4 +1,4 @@
-// ctest: timeout=300
+// ctest: timeout=900
 /* Every operation that has a CUDA kernel against its reference: all cases of the registry, in
  * memory between guard pages, misaligned too; the same bits every time. On the emulated GPU (the
  * sources of src/cuda on the processor), or on the real one in tests/gpu. */
