@@ -52,9 +52,10 @@ static void print_result(const struct tril_train_options *o, const struct tril_t
     if (isfinite(r->valid_loss))
         printf(", validation %.4f (perplexity %.2f)", r->valid_loss, exp(r->valid_loss));
     if (r->peak_device_bytes > 0)
-        printf("\nGPU memory: %.1f MB (predicted %.1f), and %.1f MB of the host's pinned",
-               r->peak_device_bytes / 1e6, r->predicted_device_bytes / 1e6,
-               r->peak_pinned_bytes / 1e6);
+        printf("\nGPU memory: %.1f MB (predicted %.1f)", r->peak_device_bytes / 1e6,
+               r->predicted_device_bytes / 1e6);
+    if (r->peak_pinned_bytes > 0)
+        printf(", and %.1f MB of the host's", r->peak_pinned_bytes / 1e6);
     printf("\nmodel in %s; try: tril generate --model %s --prompt \"...\"\n", o->out, o->out);
 }
 

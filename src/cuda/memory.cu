@@ -93,7 +93,8 @@ tril_status cuda_memory_alloc(void **out, int64_t bytes, bool zero, const char *
         cudaMemGetInfo(&available, &total);
         return error_set(err, TRIL_ERR_MEMORY,
                          "%s needs %.1f MB of the GPU's memory, of which %.1f MB of %.1f are free; "
-                         "use a smaller batch, context or model",
+                         "use a smaller batch, context or model; in training also --recompute "
+                         "full or --offload all",
                          what, (double)bytes / 1e6, (double)available / 1e6, (double)total / 1e6);
     }
     CUDA_TRY(cuda_check(e, what, err));
