@@ -79,12 +79,17 @@ static tril_status clear(void *at, size_t bytes, const char *what, struct tril_e
     return cuda_check(cudaStreamSynchronize(NULL), what, err);
 }
 
+static tril_status check_bytes(int64_t bytes, const char *what, struct tril_error *err) {
+    if (bytes >= 0)
+        return TRIL_OK;
+    return error_set(err, TRIL_ERR_ARGUMENT, "%s: %lld bytes cannot be allocated", what,
+                     (long long)bytes);
+}
+
 tril_status cuda_memory_alloc(void **out, int64_t bytes, bool zero, const char *what,
                               struct tril_error *err) {
     *out = NULL;
-    if (bytes < 0)
-        return error_set(err, TRIL_ERR_ARGUMENT, "%s: %lld bytes cannot be allocated", what,
-                         (long long)bytes);
+    CUDA_TRY(check_bytes(bytes, what, err));
     size_t size = bytes > 0 ? (size_t)bytes : 1; /* zero bytes give a valid pointer */
     cudaError_t e = cudaMalloc(out, size);
     if (e == cudaErrorMemoryAllocation) {
@@ -119,9 +124,7 @@ tril_status cuda_host_alloc(void **out, int64_t bytes, bool zero, const char *wh
                             struct tril_error *err) {
     void *seen = NULL;
     *out = NULL;
-    if (bytes < 0)
-        return error_set(err, TRIL_ERR_ARGUMENT, "%s: %lld bytes cannot be allocated", what,
-                         (long long)bytes);
+    CUDA_TRY(check_bytes(bytes, what, err));
     size_t size = bytes > 0 ? (size_t)bytes : 1;
     cudaError_t e = cudaHostAlloc(out, size, cudaHostAllocMapped | cudaHostAllocPortable);
     if (e == cudaErrorMemoryAllocation) {
