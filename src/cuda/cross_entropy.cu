@@ -3,10 +3,8 @@
  * Forward and backward: a block for a row, which it reads once, 16 bytes a thread at a time; rows
  * of an odd vocabulary begin anywhere, so the first and last elements of a row are taken singly.
  * Forward keeps a running maximum and sum in every thread and rescales the sum once for every 16
- * bytes; threads are merged in a fixed order. Backward may write where it reads. exp is
- * __expf, whose relative error, about 2^-22 + |x| 2^-24, stays below what the rounding of x costs.
- */
-#include "cuda/device.cuh"
+ * bytes; threads are merged in a fixed order. Backward may write where it reads. */
+#include "cuda/softmax.cuh"
 
 /* A row as [0, head) single, [head, tail) in packs, [tail, V) single. */
 struct pieces {
@@ -21,31 +19,6 @@ __device__ __forceinline__ struct pieces pieces_of(const T *row, int64_t V) {
 }
 
 /* ------------------------------------------------------------------ forward */
-
-/* Running maximum m and sum s of exp(x - m); m = -inf: nothing seen but -inf. */
-struct running {
-    float m, s;
-};
-__device__ __forceinline__ struct running merge(struct running a, struct running b) {
-    float m = fmaxf(a.m, b.m);
-    if (m == -INFINITY)
-        return {m, a.s + b.s};
-    return {m, a.s * __expf(a.m - m) + b.s * __expf(b.m - m)};
-}
-template <int count>
-__device__ __forceinline__ struct running include(struct running r, const float (&x)[count]) {
-    float m = r.m, s;
-#pragma unroll
-    for (int k = 0; k < count; k++)
-        m = fmaxf(m, x[k]);
-    /* Every x -inf, or NaN (which fmaxf passes over): the sum shows NaN. */
-    float at = m == -INFINITY ? 0.0f : m;
-    s = r.s * __expf(r.m - at);
-#pragma unroll
-    for (int k = 0; k < count; k++)
-        s += __expf(x[k] - at);
-    return {m, s};
-}
 
 template <typename T>
 __global__ void cross_entropy_forward_kernel(const T *logits, const int32_t *targets, int64_t V,
@@ -67,9 +40,7 @@ __global__ void cross_entropy_forward_kernel(const T *logits, const int32_t *tar
         one[0] = to_float(row[i < at.head ? i : at.tail + (i - at.head)]);
         r = include(r, one);
     }
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2)
-        r = merge(r, {__shfl_xor_sync(0xffffffffu, r.m, d), __shfl_xor_sync(0xffffffffu, r.s, d)});
+    r = warp_merge(r);
     if (threadIdx.x % 32 == 0) {
         space_m[threadIdx.x / 32] = r.m;
         space_s[threadIdx.x / 32] = r.s;

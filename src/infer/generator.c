@@ -113,16 +113,17 @@ static void give(struct output *out, size_t keep) {
     out->given += n;
 }
 
-/* At the context's end: forget the older half, recompute the rest. */
-static tril_status roll(struct session *s, struct tril_error *err) {
+/* At the context's end: forget the older half, recompute the rest and the next token. */
+static tril_status roll(struct session *s, int32_t next, struct tril_error *err) {
     int64_t n, keep;
     const int32_t *tokens = session_tokens(s, &n);
-    keep = n - n / 2;
-    int32_t *rest = malloc((size_t)keep * sizeof *rest);
+    keep = n - n / 2 < n ? n - n / 2 : n - 1;
+    int32_t *rest = malloc((size_t)(keep + 1) * sizeof *rest);
     if (!rest)
         return no_memory(err);
     memcpy(rest, tokens + n - keep, (size_t)keep * sizeof *rest);
-    tril_status st = session_sync(s, rest, keep, NULL, err);
+    rest[keep] = next;
+    tril_status st = session_sync(s, rest, keep + 1, NULL, err);
     free(rest);
     return st;
 }
@@ -136,6 +137,7 @@ tril_status generator_run(struct session *s, const struct tokenizer *tokenizer, 
                                  .min_p = o->min_p,
                                  .repetition_penalty = o->repetition_penalty,
                                  .seed = o->seed};
+    struct op_context *ctx = session_context(s);
     struct sampler *sampler = NULL;
     struct output out = {.o = o};
     struct tokenizer_stream stream = {0};
@@ -143,7 +145,7 @@ tril_status generator_run(struct session *s, const struct tokenizer *tokenizer, 
     int32_t *ids = NULL;
     const char *piece;
     size_t piece_size;
-    int64_t vocab = 0, n = 0;
+    int64_t n = 0;
     tril_status st = TRIL_OK;
     *g = (struct tril_generation){.finish = TRIL_FINISH_LENGTH};
     if (o->max_tokens < 0) {
@@ -168,18 +170,19 @@ tril_status generator_run(struct session *s, const struct tokenizer *tokenizer, 
         goto done;
     }
     TRY(output_add(&out, "", 0, err));
-    vocab = session_vocab(s);
-    TRY(sampler_create(&sampler, &so, vocab, err));
+    TRY(sampler_create(&sampler, ctx, &so, session_vocab(s), err));
+    session_set_sampler(s, sampler);
     for (int64_t i = 0; i < n; i++)
         sampler_accept(sampler, ids[i]);
     if (tokenizer)
         tokenizer_stream_begin(&stream, tokenizer, true);
     TRY(session_sync(s, ids, n, NULL, err));
+    TRY(ctx->backend->synchronise(ctx, err)); /* to know how long the prompt takes */
     g->prefill_tokens_per_second = (double)n / (clock_seconds() - begun);
     while (g->token_count < o->max_tokens) {
         int32_t token;
         int64_t held;
-        TRY(sampler_next(sampler, session_logits(s), (uint64_t)g->token_count, &token, NULL, err));
+        TRY(sampler_read(sampler, &token, NULL, err));
         if (g->token_count == 0)
             first = clock_seconds();
         if (token == eos && !o->ignore_eos) {
@@ -187,7 +190,6 @@ tril_status generator_run(struct session *s, const struct tokenizer *tokenizer, 
             break;
         }
         g->tokens[g->token_count++] = token;
-        sampler_accept(sampler, token);
         if (tokenizer) {
             TRY(tokenizer_stream_next(&stream, (uint32_t)token, &piece, &piece_size, err));
             TRY(output_add(&out, piece, piece_size, err));
@@ -209,9 +211,10 @@ tril_status generator_run(struct session *s, const struct tokenizer *tokenizer, 
                 g->finish = TRIL_FINISH_CONTEXT;
                 break;
             }
-            TRY(roll(s, err));
+            TRY(roll(s, token, err));
+        } else {
+            TRY(session_step(s, token, err));
         }
-        TRY(session_step(s, token, err));
     }
     if (tokenizer && g->finish != TRIL_FINISH_STOP) {
         tokenizer_stream_end(&stream, &piece, &piece_size);
@@ -228,6 +231,7 @@ tril_status generator_run(struct session *s, const struct tokenizer *tokenizer, 
 done:
     if (tokenizer && stream.tokenizer)
         tokenizer_stream_free(&stream);
+    session_set_sampler(s, NULL);
     sampler_free(sampler);
     free(ids);
     free(out.text);

@@ -1,23 +1,31 @@
-/* Sampling. Candidates are kept as (logit, id); only as many as the filters need are sorted. */
+/* A sampler: one row of the operation's arguments in one block of the backend's memory, and what
+ * the host must know of it. */
 #include "infer/sampler.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/random.h"
-
-struct candidate {
-    float logit;
-    int32_t id;
-    double p; /* unnormalised probability at temperature */
+/* What the operation leaves, read in one go. */
+struct drawn {
+    int32_t token, status;
+    float log_probability;
+};
+/* The row in the backend's memory, [words] of seen after it. */
+struct sampler_row {
+    int64_t seed, index;
+    float options[SAMPLE_OPTIONS];
+    int32_t top_k;
+    struct drawn drawn;
 };
 
 struct sampler {
-    struct sampler_options o;
-    int64_t vocab;
-    bool *seen;
-    struct candidate *candidates; /* [V] */
+    struct op_context *ctx;
+    struct sample_rows rows;
+    struct sampler_row *row; /* the backend's */
+    int64_t vocab, words;
+    int32_t *seen; /* host, [words]; NULL without a penalty */
+    bool stale;    /* the backend's lacks a token */
 };
 
 struct sampler_options sampler_defaults(void) {
@@ -33,10 +41,36 @@ static tril_status check(const char *name, double value, double min, double max,
                      value);
 }
 
-tril_status sampler_create(struct sampler **out, const struct sampler_options *o, int64_t vocab,
-                           struct tril_error *err) {
+/* Views of the row's parts. */
+static void view(struct sampler *s, const struct sampler_options *o) {
+    struct sampler_row *row = s->row;
+    s->rows = (struct sample_rows){
+        .options = tensor_2d(row->options, DT_F32, 1, SAMPLE_OPTIONS),
+        .top_k = tensor_1d(&row->top_k, DT_I32, 1),
+        .seed = tensor_1d(&row->seed, DT_I64, 1),
+        .index = tensor_1d(&row->index, DT_I64, 1),
+        .seen = s->seen ? tensor_2d(row + 1, DT_I32, 1, s->words) : tensor_none(),
+        .token = tensor_1d(&row->drawn.token, DT_I32, 1),
+        .status = tensor_1d(&row->drawn.status, DT_I32, 1),
+        .log_probability =
+            o->log_probability ? tensor_1d(&row->drawn.log_probability, DT_F32, 1) : tensor_none(),
+        .params = {.greedy = o->temperature <= 0},
+    };
+}
+
+tril_status sampler_create(struct sampler **out, struct op_context *ctx,
+                           const struct sampler_options *o, int64_t vocab, struct tril_error *err) {
     tril_status st = TRIL_OK;
     struct sampler *s = NULL;
+    const struct sampler_row row = {
+        .seed = (int64_t)o->seed,
+        .options = {[SAMPLE_TEMPERATURE] = (float)o->temperature,
+                    [SAMPLE_TOP_P] = (float)o->top_p,
+                    [SAMPLE_MIN_P] = (float)o->min_p,
+                    [SAMPLE_PENALTY] = (float)o->repetition_penalty},
+        .top_k = (int32_t)(o->top_k < vocab ? o->top_k : 0),
+        .drawn = {.log_probability = NAN},
+    };
     *out = NULL;
     TRY(check("temperature", o->temperature, 0, 100, err));
     TRY(check("top_k", (double)o->top_k, 0, 1e9, err));
@@ -44,175 +78,73 @@ tril_status sampler_create(struct sampler **out, const struct sampler_options *o
     TRY(check("min_p", o->min_p, 0, 1, err));
     TRY(check("repetition_penalty", o->repetition_penalty, 0.01, 100, err));
     s = calloc(1, sizeof *s);
-    if (s) {
-        s->seen = calloc((size_t)vocab, sizeof *s->seen);
-        s->candidates = malloc((size_t)vocab * sizeof *s->candidates);
+    if (s && o->repetition_penalty != 1) {
+        s->words = (vocab + 31) / 32;
+        s->seen = calloc((size_t)s->words, sizeof *s->seen);
     }
-    if (!s || !s->seen || !s->candidates) {
+    if (!s || (s->words && !s->seen)) {
         st = error_set(err, TRIL_ERR_MEMORY, "not enough memory for the sampler");
         goto done;
     }
-    s->o = *o;
+    s->ctx = ctx;
     s->vocab = vocab;
+    s->stale = s->seen != NULL;
+    TRY(ctx->backend->alloc((void **)&s->row, (int64_t)sizeof row + 4 * s->words, false,
+                            "the sampler", err));
+    TRY(ctx->backend->upload(ctx, s->row, &row, sizeof row, err));
+    view(s, o);
     *out = s;
+    s = NULL;
 done:
-    if (st != TRIL_OK)
-        sampler_free(s);
+    sampler_free(s);
     return st;
 }
 
 void sampler_free(struct sampler *s) {
     if (!s)
         return;
+    s->ctx->backend->release(s->row);
     free(s->seen);
-    free(s->candidates);
     free(s);
 }
 
 void sampler_accept(struct sampler *s, int32_t token) {
-    if (token >= 0 && token < s->vocab)
-        s->seen[token] = true;
+    if (!s->seen || token < 0 || token >= s->vocab || sample_seen(s->seen, token))
+        return;
+    sample_mark(s->seen, token);
+    s->stale = true;
 }
 
-/* Greater logits first; equal ones by id, so that the order is total. */
-static int by_logit(const void *a, const void *b) {
-    const struct candidate *x = a, *y = b;
-    if (x->logit != y->logit)
-        return x->logit < y->logit ? 1 : -1;
-    return (x->id > y->id) - (x->id < y->id);
+tril_status sampler_rows(struct sampler *s, const struct sample_rows **out,
+                         struct tril_error *err) {
+    tril_status st = TRIL_OK;
+    *out = &s->rows;
+    if (s->stale)
+        st = s->ctx->backend->upload(s->ctx, s->rows.seen.data, s->seen, 4 * s->words, err);
+    s->stale = s->stale && st != TRIL_OK;
+    return st;
 }
 
-/* Moves the k greatest candidates to the front (quickselect), sorted. */
-static void select_top(struct candidate *c, int64_t n, int64_t k) {
-    int64_t lo = 0, hi = n - 1;
-    while (lo < hi) {
-        struct candidate pivot = c[lo + (hi - lo) / 2];
-        int64_t i = lo, j = hi;
-        while (i <= j) {
-            while (by_logit(&c[i], &pivot) < 0)
-                i++;
-            while (by_logit(&c[j], &pivot) > 0)
-                j--;
-            if (i <= j) {
-                struct candidate t = c[i];
-                c[i++] = c[j];
-                c[j--] = t;
-            }
-        }
-        if (k - 1 <= j)
-            hi = j;
-        else if (k - 1 >= i)
-            lo = i;
-        else
-            break;
-    }
-    qsort(c, (size_t)k, sizeof *c, by_logit);
+tril_status sampler_draw(struct sampler *s, struct tensor logits, struct tril_error *err) {
+    const struct sample_rows *rows;
+    tril_status st = sampler_rows(s, &rows, err);
+    return st == TRIL_OK ? sample(s->ctx, logits, rows, err) : st;
 }
 
-/* Keeps the shortest prefix (in order of probability) whose mass reaches top_p. Sorting everything
- * is rarely needed: ever larger prefixes are sorted until one holds the mass. */
-static int64_t cut_top_p(struct sampler *s, int64_t n, bool sorted, double total) {
-    double wanted = s->o.top_p * total, mass = 0;
-    int64_t front = sorted ? n : n < 256 ? n : 256;
-    for (int64_t i = 0;;) {
-        if (!sorted)
-            select_top(s->candidates + i, n - i, front - i);
-        for (; i < front; i++) {
-            mass += s->candidates[i].p;
-            if (mass >= wanted)
-                return i + 1;
-        }
-        if (front == n)
-            return n;
-        front = 4 * front < n ? 4 * front : n;
-    }
-}
-
-/* Refuses what no softmax can be taken of; returns the greatest logit. */
-static tril_status check_logits(const float *logits, int64_t n, float *greatest,
-                                struct tril_error *err) {
-    float top = logits[0];
-    bool bad = false;
-    for (int64_t i = 0; i < n; i++) {
-        bad |= isnan(logits[i]);
-        top = logits[i] > top ? logits[i] : top;
-    }
-    *greatest = top;
-    if (!bad && isfinite(top))
-        return TRIL_OK;
-    return error_set(err, TRIL_ERR_NUMERIC,
-                     "the model's logits are not finite: its weights are damaged, or overflow in "
-                     "this dtype");
-}
-
-static double log_sum_exp(const float *logits, int64_t n, float greatest) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++)
-        sum += exp((double)(logits[i] - greatest));
-    return greatest + log(sum);
-}
-
-static float penalised(const struct sampler *s, int64_t id, float logit) {
-    float r = (float)s->o.repetition_penalty;
-    if (!s->seen[id])
-        return logit;
-    return logit > 0 ? logit / r : logit * r;
-}
-
-/* One draw from the candidates that the filters leave. */
-static struct candidate draw(struct sampler *s, const float *logits, uint64_t index) {
-    struct candidate *c = s->candidates, picked;
-    int64_t n = s->vocab;
-    double scale = 1 / s->o.temperature, total = 0, kept = 0;
-    float greatest = -INFINITY;
-    bool sorted = s->o.top_k > 0 && s->o.top_k < n;
-    for (int64_t i = 0; i < n; i++) {
-        c[i] = (struct candidate){.logit = penalised(s, i, logits[i]), .id = (int32_t)i};
-        greatest = c[i].logit > greatest ? c[i].logit : greatest;
-    }
-    if (sorted) {
-        n = s->o.top_k;
-        select_top(c, s->vocab, n);
-    }
-    for (int64_t i = 0; i < n; i++) {
-        c[i].p = exp((double)(c[i].logit - greatest) * scale);
-        total += c[i].p;
-    }
-    if (s->o.top_p < 1)
-        n = cut_top_p(s, n, sorted, total);
-    for (int64_t i = 0; i < n; i++)
-        kept += c[i].p >= s->o.min_p ? c[i].p : 0;
-    struct random_key key = {.seed = s->o.seed, .op = RANDOM_SAMPLE};
-    double u = (double)random_uniform(&key, index) * kept;
-    picked = c[0];
-    for (int64_t i = 0; i < n && u >= 0; i++) {
-        if (c[i].p < s->o.min_p)
-            continue;
-        picked = c[i];
-        u -= c[i].p;
-    }
-    return picked;
-}
-
-tril_status sampler_next(struct sampler *s, const float *logits, uint64_t index, int32_t *token,
-                         double *log_probability, struct tril_error *err) {
-    float greatest;
-    tril_status st = check_logits(logits, s->vocab, &greatest, err);
+tril_status sampler_read(struct sampler *s, int32_t *token, double *log_probability,
+                         struct tril_error *err) {
+    struct drawn drawn;
+    tril_status st = s->ctx->backend->download(s->ctx, &drawn, &s->row->drawn, sizeof drawn, err);
+    if (st == TRIL_OK && drawn.status)
+        st = error_set(err, TRIL_ERR_NUMERIC,
+                       "the model's logits are not finite: its weights are damaged, or overflow "
+                       "in this dtype");
     if (st != TRIL_OK)
         return st;
-    if (s->o.temperature > 0) {
-        *token = draw(s, logits, index).id;
-    } else {
-        float best = -INFINITY;
-        for (int64_t i = 0; i < s->vocab; i++) {
-            float x = penalised(s, i, logits[i]);
-            if (x > best) {
-                best = x;
-                *token = (int32_t)i;
-            }
-        }
-    }
+    *token = drawn.token;
+    if (s->seen)
+        sample_mark(s->seen, drawn.token); /* as the operation did */
     if (log_probability)
-        *log_probability = (double)logits[*token] - log_sum_exp(logits, s->vocab, greatest);
+        *log_probability = (double)drawn.log_probability;
     return TRIL_OK;
 }

@@ -13,6 +13,7 @@ struct session {
     int32_t *tokens;
     int64_t count;
     float *logits;
+    struct sampler *sampler;      /* the caller's; NULL: logits */
     struct session_stream stream; /* window 0: none */
 };
 
@@ -116,7 +117,16 @@ void session_free(struct session *s) {
     free(s);
 }
 
-/* Computes the next n tokens through the cache; logits of the last one if `last`. */
+void session_set_sampler(struct session *s, struct sampler *sampler) {
+    s->sampler = sampler;
+}
+
+struct op_context *session_context(const struct session *s) {
+    return s->model->ctx;
+}
+
+/* Computes the next n tokens through the cache; if `last`, the logits of the last one, or a draw
+ * from them. */
 static tril_status append(struct session *s, const int32_t *tokens, int64_t n, bool last,
                           struct tril_error *err) {
     int32_t offsets[2] = {0, (int32_t)n}, slot = 0, row = (int32_t)(n - 1);
@@ -128,11 +138,17 @@ static tril_status append(struct session *s, const int32_t *tokens, int64_t n, b
                       .slots = &slot,
                       .rows = &row,
                       .row_count = last ? 1 : 0};
-    tril_status st = model_forward(s->model, s->workspace, &b, last ? s->logits : NULL, err);
-    if (st == TRIL_OK) {
-        memmove(s->tokens + s->count, tokens, (size_t)n * sizeof *tokens);
-        s->count += n;
-    }
+    const struct sample_rows *draw = NULL;
+    tril_status st = TRIL_OK;
+    if (last && s->sampler)
+        TRY(sampler_rows(s->sampler, &draw, err));
+    if (draw)
+        TRY(model_draw(s->model, s->workspace, &b, draw, err));
+    else
+        TRY(model_forward(s->model, s->workspace, &b, last ? s->logits : NULL, err));
+    memmove(s->tokens + s->count, tokens, (size_t)n * sizeof *tokens);
+    s->count += n;
+done:
     return st;
 }
 

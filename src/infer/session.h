@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "infer/sampler.h"
 #include "model/model.h"
 
 struct session;
@@ -45,6 +46,10 @@ tril_status session_create_retrieve(struct session **out, struct model *m, int64
  */
 double session_found(const struct session *s);
 void session_free(struct session *s); /* NULL is fine */
+/* From now on session_sync and session_step end in a draw by this sampler of the session's context
+ * (session_context) instead of logits: sampler_read gives the token. NULL: logits again. */
+void session_set_sampler(struct session *s, struct sampler *sampler);
+struct op_context *session_context(const struct session *s);
 
 /* Makes the timeline equal to tokens [0, n), n >= 1: keeps the longest common prefix, computes the
  * rest in chunks. Afterwards session_logits holds the logits after the last token. *reused (may be
@@ -53,7 +58,7 @@ tril_status session_sync(struct session *s, const int32_t *tokens, int64_t n, in
                          struct tril_error *err);
 /* Appends one token. A stream takes any number of them. */
 tril_status session_step(struct session *s, int32_t token, struct tril_error *err);
-/* fp32 [V], of the last token; valid until the next call. */
+/* fp32 [V], of the last token, where no sampler is set; valid until the next call. */
 const float *session_logits(const struct session *s);
 /* What it holds: of a stream, the sinks and the last tokens. */
 const int32_t *session_tokens(const struct session *s, int64_t *n);

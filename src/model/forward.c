@@ -450,25 +450,52 @@ done:
     return st;
 }
 
-tril_status model_forward(struct model *m, struct workspace *w, const struct batch *b,
-                          float *logits, struct tril_error *err) {
+/* The pass up to the logits, which stay in the backend's memory. */
+static tril_status logits_begin(struct pass *p, struct model *m, struct workspace *w,
+                                const struct batch *b, bool wanted, const struct sample_rows *draw,
+                                struct tril_error *err) {
     tril_status st;
-    struct pass p;
-    TRY(pass_begin(&p, m, w, b, false, NULL, err));
-    p.wanted = logits ? (b->rows ? b->row_count : p.N) : 0;
-    p.gather_early =
-        !w->options.backward && b->rows && p.wanted < p.N && p.wanted <= w->layout.head_rows;
-    TRY(pass_run(&p, "logits", 0, logits_body, &p, err));
-    TRY(head_logits(&p, logits, err));
+    TRY(pass_begin(p, m, w, b, false, NULL, err));
+    p->wanted = !wanted ? 0 : b->rows ? b->row_count : p->N;
+    p->draw = draw;
+    p->gather_early =
+        !w->options.backward && b->rows && p->wanted < p->N && p->wanted <= w->layout.head_rows;
+    TRY(pass_run(p, draw ? "draw" : "logits", 0, logits_body, p, err));
+done:
+    return st;
+}
+
+/* The call's tokens are in the cache now. */
+static void logits_end(struct pass *p) {
+    const struct batch *b = p->batch;
     if (b->cache)
-        for (int64_t s = 0; s < p.S; s++) {
+        for (int64_t s = 0; s < p->S; s++) {
             int32_t slot = b->slots[s];
             b->cache->length[slot] += b->offsets[s + 1] - b->offsets[s];
             b->cache->summed[slot] = b->cache->length[slot];
             if (b->cache->reached[slot] < b->cache->length[slot])
                 b->cache->reached[slot] = b->cache->length[slot];
         }
-    recall_end(&p);
+    recall_end(p);
+}
+
+tril_status model_forward(struct model *m, struct workspace *w, const struct batch *b,
+                          float *logits, struct tril_error *err) {
+    tril_status st;
+    struct pass p;
+    TRY(logits_begin(&p, m, w, b, logits != NULL, NULL, err));
+    TRY(head_logits(&p, logits, err));
+    logits_end(&p);
+done:
+    return st;
+}
+
+tril_status model_draw(struct model *m, struct workspace *w, const struct batch *b,
+                       const struct sample_rows *rows, struct tril_error *err) {
+    tril_status st;
+    struct pass p;
+    TRY(logits_begin(&p, m, w, b, true, rows, err));
+    logits_end(&p);
 done:
     return st;
 }

@@ -139,6 +139,10 @@ done:
 tril_status head_forward(struct pass *p, struct tril_error *err) {
     tril_status st = TRIL_OK;
     const int head = (int)p->m->config.layers;
+    if (p->draw && p->wanted > chunk_rows(p))
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "tokens are drawn from %lld rows; the workspace holds the logits of %lld",
+                         (long long)p->wanted, (long long)chunk_rows(p));
     if (p->wanted == 0 || p->wanted > chunk_rows(p))
         return TRIL_OK;
     if (model_wide(p->m) != DT_F32)
@@ -146,6 +150,8 @@ tril_status head_forward(struct pass *p, struct tril_error *err) {
     TRY(layer_acquire(p->m, head, err));
     TRY(chunk_logits(p, 0, p->wanted, err));
     TRY(layer_release(p->m, head, err));
+    if (p->draw)
+        TRY(sample(p->ctx, logits_view(p, p->wanted), p->draw, err));
 done:
     return st;
 }

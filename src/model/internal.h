@@ -5,6 +5,7 @@
 #include "model/activations.h"
 #include "model/model.h"
 #include "ops/replay.h"
+#include "ops/sample.h"
 
 struct workspace {
     const struct model *model;
@@ -31,10 +32,11 @@ struct pass {
     struct op_context *ctx;
     const struct batch *batch;
     int64_t N, S;
-    int64_t wanted;    /* rows whose logits are wanted; 0: none (only the cache is filled) */
-    bool keep;         /* a backward pass follows */
-    bool overwrite;    /* which replaces the gradients */
-    bool slots_adjoin; /* the sequences' cache slots are consecutive */
+    int64_t wanted; /* rows whose logits are wanted; 0: none (only the cache is filled) */
+    const struct sample_rows *draw; /* what a token of each is drawn with; NULL: none is */
+    bool keep;                      /* a backward pass follows */
+    bool overwrite;                 /* which replaces the gradients */
+    bool slots_adjoin;              /* the sequences' cache slots are consecutive */
     bool gather_early; /* the last layer goes on with the wanted rows alone after attention */
     struct random_key key;
     int32_t max_q, max_kv;
@@ -171,8 +173,8 @@ tril_status head_loss(struct pass *p, float scale, struct tril_error *err);
 tril_status loss_download(struct pass *p, double *loss_sum, int64_t *count, float *row_loss,
                           struct tril_error *err);
 /* Logits of the wanted rows: as many as one chunk holds at once (those of a decoding step) are
- * computed by head_forward and stay in the backend's memory; head_logits brings them into host
- * memory [wanted, V], computing what there is more of. */
+ * computed by head_forward and stay in the backend's memory, where p->draw draws from them;
+ * head_logits brings them into host memory [wanted, V], computing what there is more of. */
 tril_status head_forward(struct pass *p, struct tril_error *err);
 tril_status head_logits(struct pass *p, float *logits, struct tril_error *err);
 

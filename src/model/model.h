@@ -267,6 +267,12 @@ void workspace_watch_relative(struct workspace *w, relative_hook *hook);
  * range and sequences beyond the context or the cache are refused before anything is computed. */
 tril_status model_forward(struct model *m, struct workspace *w, const struct batch *b,
                           float *logits, struct tril_error *err);
+/* The same with a draw in the place of the logits' download: the wanted rows, as many as the
+ * workspace computes at once at most, get a token each, in the backend's memory (ops/sample.h);
+ * what was computed may still be under way when this returns. */
+struct sample_rows;
+tril_status model_draw(struct model *m, struct workspace *w, const struct batch *b,
+                       const struct sample_rows *rows, struct tril_error *err);
 /* Sum over targets of the loss (nats, double) and their number; head and loss in chunks.
  * row_loss [N] optional. */
 tril_status model_loss(struct model *m, struct workspace *w, const struct batch *b,

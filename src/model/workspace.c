@@ -366,7 +366,7 @@ tril_status pass_run(struct pass *p, const char *what, float scale, op_body *bod
     if (c)
         p->max_kv = rounded_up(p->max_kv, c->capacity);
     const struct {
-        const void *model, *cache, *memory, *carry;
+        const void *model, *cache, *memory, *carry, *draw, *seen, *log_probability;
         int64_t tokens, sequences, wanted, capacity, slot;
         uint64_t seed;
         int32_t max_q, max_kv, flags;
@@ -375,6 +375,9 @@ tril_status pass_run(struct pass *p, const char *what, float scale, op_body *bod
            c,
            c ? c->memory : NULL,
            p->batch->carry,
+           p->draw ? p->draw->token.data : NULL,
+           p->draw ? p->draw->seen.data : NULL,
+           p->draw ? p->draw->log_probability.data : NULL,
            p->N,
            p->S,
            p->wanted,
@@ -384,7 +387,7 @@ tril_status pass_run(struct pass *p, const char *what, float scale, op_body *bod
            p->max_q,
            p->max_kv,
            p->keep | p->overwrite << 1 | p->slots_adjoin << 2 | p->gather_early << 3 |
-               (p->rows.data != NULL) << 4,
+               (p->rows.data != NULL) << 4 | (p->draw && p->draw->params.greedy) << 5,
            scale};
     uint64_t key = op_replay_key(OP_REPLAY_KEY, what, strlen(what));
     return op_replay_run(p->ctx, &w->replay, op_replay_key(key, &k, sizeof k), body, arg, err);

@@ -5,21 +5,29 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cpu/cpu.h"
 #include "infer/sampler.h"
 
 enum { V = 1000 };
 
+static struct op_context context;
+
 static struct sampler *make(struct sampler_options o) {
     struct sampler *s;
     struct tril_error err;
-    assert_int_equal(sampler_create(&s, &o, V, &err), TRIL_OK);
+    assert_int_equal(sampler_create(&s, &context, &o, V, &err), TRIL_OK);
     return s;
 }
 
-static int32_t next(struct sampler *s, const float *logits, uint64_t index) {
-    int32_t token;
+static tril_status draw(struct sampler *s, float *logits, int32_t *token, double *lp) {
     struct tril_error err;
-    assert_int_equal(sampler_next(s, logits, index, &token, NULL, &err), TRIL_OK);
+    assert_int_equal(sampler_draw(s, tensor_2d(logits, DT_F32, 1, V), &err), TRIL_OK);
+    return sampler_read(s, token, lp, &err);
+}
+
+static int32_t next(struct sampler *s, float *logits) {
+    int32_t token;
+    assert_int_equal(draw(s, logits, &token, NULL), TRIL_OK);
     return token;
 }
 
@@ -37,26 +45,26 @@ static void test_greedy(void **state) {
     float logits[V];
     int32_t order[V], token;
     double lp;
-    struct tril_error err;
     (void)state;
     geometric(logits, order);
     o.temperature = 0;
+    o.log_probability = true;
     struct sampler *s = make(o);
-    assert_int_equal(next(s, logits, 0), order[0]);
-    assert_int_equal(sampler_next(s, logits, 0, &token, &lp, &err), TRIL_OK);
+    assert_int_equal(next(s, logits), order[0]);
+    assert_int_equal(draw(s, logits, &token, &lp), TRIL_OK);
+    assert_int_equal(token, order[0]);
     assert_true(fabs(lp - log(0.5)) < 1e-6); /* 1 / (1 + 1/2 + 1/4 + ...) */
     sampler_free(s);
 }
 
 /* Draws n tokens; counts[rank] is how often the rank-th likeliest came. */
-static void count(struct sampler *s, const float *logits, const int32_t *order, int n,
-                  int *counts) {
+static void count(struct sampler *s, float *logits, const int32_t *order, int n, int *counts) {
     int rank[V];
     for (int i = 0; i < V; i++)
         rank[order[i]] = i;
     memset(counts, 0, V * sizeof *counts);
     for (int i = 0; i < n; i++)
-        counts[rank[next(s, logits, (uint64_t)i)]]++;
+        counts[rank[next(s, logits)]]++;
 }
 
 static void test_frequencies(void **state) {
@@ -136,15 +144,15 @@ static void test_penalty_and_seed(void **state) {
     o.temperature = 0;
     o.repetition_penalty = 2;
     struct sampler *s = make(o);
-    assert_int_equal(next(s, logits, 0), 3);
+    assert_int_equal(next(s, logits), 3);
     sampler_accept(s, 3); /* 2 / 2 < 1.5 */
-    assert_int_equal(next(s, logits, 1), 5);
+    assert_int_equal(next(s, logits), 5);
     sampler_free(s);
     o = sampler_defaults();
     o.seed = 42;
     struct sampler *a = make(o), *b = make(o);
-    for (uint64_t i = 0; i < 50; i++)
-        assert_int_equal(next(a, logits, i), next(b, logits, i));
+    for (int i = 0; i < 50; i++)
+        assert_int_equal(next(a, logits), next(b, logits));
     sampler_free(a);
     sampler_free(b);
 }
@@ -157,14 +165,14 @@ static void test_refusals(void **state) {
     int32_t token;
     (void)state;
     o.top_p = 1.5;
-    assert_int_equal(sampler_create(&s, &o, V, &err), TRIL_ERR_ARGUMENT);
+    assert_int_equal(sampler_create(&s, &context, &o, V, &err), TRIL_ERR_ARGUMENT);
     s = make(sampler_defaults());
     logits[7] = NAN;
-    assert_int_equal(sampler_next(s, logits, 0, &token, NULL, &err), TRIL_ERR_NUMERIC);
+    assert_int_equal(draw(s, logits, &token, NULL), TRIL_ERR_NUMERIC);
     logits[7] = INFINITY;
-    assert_int_equal(sampler_next(s, logits, 0, &token, NULL, &err), TRIL_ERR_NUMERIC);
+    assert_int_equal(draw(s, logits, &token, NULL), TRIL_ERR_NUMERIC);
     logits[7] = -INFINITY; /* a banned token */
-    assert_int_equal(sampler_next(s, logits, 0, &token, NULL, &err), TRIL_OK);
+    assert_int_equal(draw(s, logits, &token, NULL), TRIL_OK);
     sampler_free(s);
 }
 
@@ -174,5 +182,9 @@ int main(void) {
         cmocka_unit_test(test_filters),          cmocka_unit_test(test_flat_top_p),
         cmocka_unit_test(test_penalty_and_seed), cmocka_unit_test(test_refusals),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    if (op_context_init(&context, backend_cpu(), NULL) != TRIL_OK)
+        return 1;
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    op_context_free(&context);
+    return failed;
 }

@@ -2,7 +2,7 @@
  *
  * The forward reads a row once: it takes blocks that fit the first-level cache, and when a block
  * raises the maximum, the sum so far is scaled down to it (Milakov, Gimelshein 2018). */
-#include "cpu/kernels/loops.h"
+#include "cpu/kernels/softmax.h"
 #include "ops/reference.h"
 
 enum { BLOCK = 2048 };
@@ -46,22 +46,6 @@ SIMD float block_maximum(const void *x, enum dtype t, int64_t at, int64_t n, flo
     return vf_max_lanes(vf_max(vf_max(m[0], m[1]), vf_max(m[2], m[3])));
 }
 
-SIMD float block_sum(const void *x, enum dtype t, int64_t at, int64_t n, float maximum) {
-    vf m = vf_set(maximum), s[2] = {vf_zero(), vf_zero()};
-    int64_t i = 0;
-    for (; i + 2 * VF_WIDTH <= n; i += 2 * VF_WIDTH) {
-        for (int k = 0; k < 2; k++)
-            s[k] += vf_exp(vf_load_as(x, t, at + i + k * VF_WIDTH, VF_WIDTH) - m);
-    }
-    VF_FOR(j, i, n, {
-        vf e = vf_exp(vf_load_as(x, t, at + j, lanes) - m);
-        if (lanes < VF_WIDTH)
-            e = vf_select(vi_first(lanes), e, vf_zero());
-        s[0] += e;
-    });
-    return vf_sum(s[0] + s[1]);
-}
-
 SIMD void forward_row(const struct call *c, int64_t n, enum dtype t) {
     int64_t V = c->logits.shape[1], row = n * V;
     const void *x = c->logits.data;
@@ -73,7 +57,7 @@ SIMD void forward_row(const struct call *c, int64_t n, enum dtype t) {
             sum *= expf(maximum - larger); /* 0 the first time */
             maximum = larger;
         }
-        sum += block_sum(x, t, row + v, count, maximum);
+        sum += exp_sum(x, t, row + v, count, maximum);
     }
     int32_t target = ((const int32_t *)c->targets.data)[n];
     ((float *)c->maximum.data)[n] = maximum;

@@ -149,6 +149,9 @@ static inline int atomicAdd(int *p, int v) {
 static inline unsigned atomicAdd(unsigned *p, unsigned v) {
     return emulated_add(p, v);
 }
+static inline unsigned long long atomicAdd(unsigned long long *p, unsigned long long v) {
+    return emulated_add(p, v);
+}
 static inline int atomicMax(int *p, int v) {
     int old = emulated_add(p, 0);
     *p = old > v ? old : v;
@@ -210,6 +213,9 @@ static inline int __popcll(unsigned long long x) {
 }
 static inline int __clz(int x) {
     return x ? __builtin_clz((unsigned)x) : 32;
+}
+static inline int __clzll(long long x) {
+    return x ? __builtin_clzll((unsigned long long)x) : 64;
 }
 static inline int __ffs(int x) {
     return __builtin_ffs(x);
