@@ -85,10 +85,13 @@ for device in cpu cuda; do
     "$emulated" eval --device $device --model "$model" --data "$dir/short.txt" --seq 16 --json >"$dir/$device.eval"
     "$emulated" generate --device $device --model "$model" --dtype fp32 --prompt "the cat" --max-tokens 6 --greedy --quiet \
         >"$dir/$device.text"
+    "$emulated" generate --device $device --model "$model" --dtype fp32 --prompt "the cat" --max-tokens 6 --temperature 0.9 \
+        --top-k 50 --top-p 0.95 --repetition-penalty 1.1 --seed 3 --quiet >"$dir/$device.drawn"
     "$emulated" inspect attention --device $device --model "$model" --prompt "the cat sees" --json >"$dir/$device.look"
 done
 alike eval loss bits_per_byte
 cmp "$dir/cpu.text" "$dir/cuda.text" || fail "another greedy text on the GPU"
+cmp "$dir/cpu.drawn" "$dir/cuda.drawn" || fail "another text drawn on the GPU"
 alike look entropy
 
 # ---- attention by itself (its numbers: tests/cuda/test_attention_calls.c)
