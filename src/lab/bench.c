@@ -7,6 +7,7 @@
 
 #include "base/progress.h"
 #include "base/system.h"
+#include "lab/lab.h"
 #include "train/optimiser.h"
 
 static tril_status no_memory(struct tril_error *err) {
@@ -286,23 +287,10 @@ static tril_status run_product(struct product *p, int kind, struct tril_error *e
     return linear_backward_weight(p->ctx, p->y, p->x, p->dw, none, true, err);
 }
 
-/* Random values (uniform in +-1) in the backend's memory, by pieces. */
 static tril_status fill(struct op_context *ctx, const struct tensor *t, uint64_t seed,
                         struct tril_error *err) {
-    enum { PIECE = 1 << 14 };
     struct random_key key = {.seed = seed, .op = RANDOM_TEST};
-    const int64_t size = (int64_t)dtype_size(t->dtype), count = tensor_count(t);
-    float *values = malloc(2 * PIECE * sizeof *values);
-    tril_status st = values ? TRIL_OK : no_memory(err);
-    for (int64_t at = 0; at < count && st == TRIL_OK; at += PIECE) {
-        int64_t n = count - at < PIECE ? count - at : PIECE;
-        for (int64_t i = 0; i < n; i++)
-            values[i] = 2 * random_uniform(&key, (uint64_t)(at + i)) - 1;
-        dtype_convert(values + PIECE, t->dtype, values, DT_F32, (size_t)n);
-        st = ctx->backend->upload(ctx, (char *)t->data + at * size, values + PIECE, n * size, err);
-    }
-    free(values);
-    return st;
+    return lab_fill(ctx, t->data, t->dtype, tensor_count(t), 1, &key, err);
 }
 
 /* One layer's three products at n rows, appended to r. */

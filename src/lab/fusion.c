@@ -53,7 +53,8 @@ static tril_status run(struct lab *l, struct tril_error *err) {
                                           "calls",        "first ms",    "median ms, one by one",
                                           "beside manual"};
     const int64_t runs = lab_choose(l, 20, 200), T = lab_choose(l, 256, 1024);
-    const int64_t B = lab_choose(l, 1, l->device ? 16 : 2), H = lab_choose(l, 4, 16);
+    const int64_t B = lab_choose(l, 1, l->device ? 16 : 1),
+                  H = lab_choose(l, 4, l->device ? 16 : 12);
     const enum dtype dtype = l->device ? DT_F16 : DT_F32;
     struct attend a = {0}, rows;
     struct standard standard = {0};

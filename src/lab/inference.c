@@ -100,9 +100,9 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     };
     const int64_t context = lab_choose(l, 256, 4096);
     const bool large = l->device && l->size != TRIL_LAB_QUICK; /* GPT-2's shape, half precision */
-    struct model_config c = learner_config(false, large ? 12 : lab_choose(l, 2, 4),
-                                           large ? 768 : lab_choose(l, 64, 256), large ? 12 : 4,
-                                           lab_choose(l, 512, 4096), 8 * context);
+    struct model_config c =
+        learner_config(false, large ? 12 : 2, large ? 768 : lab_choose(l, 64, 256), large ? 12 : 4,
+                       lab_choose(l, 512, 4096), 8 * context);
     struct model_options mo = {.dtype = l->device ? DT_F16 : DT_F32};
     float *logits[WAYS] = {0};
     struct model *m = NULL;
