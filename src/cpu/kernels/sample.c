@@ -18,12 +18,12 @@ enum {
 #define WEIGHT_ONE 0x1p30f
 
 struct row {
-    int64_t V, room; /* room: V rounded up to whole vectors */
-    const float *y;  /* penalised */
+    int64_t V;
+    const float *y; /* penalised */
     float greatest, scale;
     int32_t top_k;
     float top_p, min_p;
-    int32_t *weight; /* [room], of what is kept at last */
+    int32_t *weight; /* [room], V in whole vectors; at last of what is kept alone */
     uint64_t *found; /* [V] order numbers */
     uint64_t *sums;  /* [room / BLOCK + 1] */
     uint32_t *count; /* [BINS] */
