@@ -184,8 +184,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
             ? "The materialised matrices are those of one layer at a time: the backward makes "
               "them again."
             : "The materialised matrices are those of one head at a time, and the backward "
-              "makes them again: less memory than a framework keeps. A processor without "
-              "bf16 instructions gains memory from bf16, not time.",
+              "makes them again: less memory than a framework keeps.",
         off);
 done:
     progress_end(&progress);
