@@ -163,6 +163,8 @@ static void test_materialised(void **state) {
             if (op_judge_create(&judge, &one)) {
                 tril_status st = op_run_call(&one, &context, WEIGHT_PLAIN, &err);
                 if (st == TRIL_OK)
+                    st = context.backend->synchronise(&context, &err);
+                if (st == TRIL_OK)
                     faults += op_judge_count(&judge, &one, what);
                 else if (st != TRIL_ERR_UNSUPPORTED)
                     faults += fprintf(stderr, "%s: %s\n", what, err.message) > 0;
