@@ -104,7 +104,7 @@ int cmd_attention(int argc, char **argv) {
         {.kind = OPTION_HEADING, .help = "How"},
         {"device", "NAME", "cuda: on a GPU (not --impl fused); times hold the transfers",
          OPTION_CHOICE, &f.device, 0, 0, "cpu|cuda|reference"},
-        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
+        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 1024, NULL},
         {"json", NULL, "print one JSON object", OPTION_FLAG, &json, 0, 0, NULL},
     };
     const struct command command = {

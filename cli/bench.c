@@ -31,18 +31,24 @@ static void print_json(const struct tril_bench_options *o, const struct tril_ben
                   "steps", (json_int_t)r->steps, "peak_flops", r->peak_flops,
                   "bandwidth_bytes_per_s", r->bandwidth, "peak_rss_bytes", r->peak_rss_bytes, "isa",
                   r->isa, "threads", r->threads, "processor", info.processor);
+    const bool decode = strcmp(o->what, "decode") == 0;
     if (r->product_count) {
         json_object_set_new(root, "products", products_json(r));
+        for (int i = 0; i < 3; i++) /* products have these each for itself, or not */
+            json_object_set_new(root,
+                                (const char *[]){"tokens_per_s", "mfu", "bandwidth_fraction"}[i],
+                                json_null());
     } else {
         json_object_set_new(root, "tokens_per_s", json_real(r->tokens_per_s));
         json_object_set_new(root, "step_ms", json_real(r->step_ms));
         json_object_set_new(root, "step_ms_min", json_real(r->step_ms_min));
         json_object_set_new(root, "step_ms_max", json_real(r->step_ms_max));
         json_object_set_new(root, "mfu", json_real(r->mfu));
-        json_object_set_new(root, "bandwidth_fraction", json_real(r->bandwidth_fraction));
+        json_object_set_new(root, "bandwidth_fraction",
+                            decode ? json_real(r->bandwidth_fraction) : json_null());
         json_object_set_new(root, "anonymous_bytes", json_real(r->anonymous_bytes));
         json_object_set_new(root, "parameters", json_real(r->parameters));
-        if (strcmp(o->what, "decode") == 0)
+        if (decode)
             json_object_set_new(root, "kv_dtype",
                                 json_string(o->kv_dtype ? o->kv_dtype : o->dtype));
     }
@@ -123,7 +129,7 @@ int cmd_bench(int argc, char **argv) {
         {"cache", "N", "keys in the cache (8192)", OPTION_INT, &a.cache, 1, 1e9, NULL},
         {"page", "P", "rows of a page (default: contiguous)", OPTION_INT, &a.page, 1, 65536, NULL},
         {.kind = OPTION_HEADING, .help = "How"},
-        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
+        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 1024, NULL},
         {"json", NULL, "print one JSON object", OPTION_FLAG, &json, 0, 0, NULL},
     };
     const struct command command = {

@@ -24,9 +24,9 @@ static tril_status eval_ids(const struct tril_eval_options *o, const char *text,
         return st;
     if (json) {
         json_t *root = json_pack("{s:I}", "tokens", (json_int_t)count);
-        if (isfinite(loss)) {
-            json_object_set_new(root, "loss", json_real(loss));
-            json_object_set_new(root, "perplexity", json_real(exp(loss)));
+        if (count > 1) {
+            json_object_set_new(root, "loss", json_measured(loss));
+            json_object_set_new(root, "perplexity", json_measured(exp(loss)));
         }
         json_print(root);
     } else {
@@ -43,10 +43,10 @@ static tril_status eval_text(const struct tril_eval_options *o, bool json, struc
     if (st != TRIL_OK)
         return st;
     if (json)
-        json_print(json_pack("{s:f, s:f, s:f, s:I, s:I, s:f}", "loss", r.loss, "perplexity",
-                             r.perplexity, "bits_per_byte", r.bits_per_byte, "tokens",
-                             (json_int_t)r.tokens, "bytes", (json_int_t)r.bytes, "seconds",
-                             r.seconds));
+        json_print(json_pack("{s:o, s:o, s:o, s:I, s:I, s:f}", "loss", json_measured(r.loss),
+                             "perplexity", json_measured(r.perplexity), "bits_per_byte",
+                             json_measured(r.bits_per_byte), "tokens", (json_int_t)r.tokens,
+                             "bytes", (json_int_t)r.bytes, "seconds", r.seconds));
     else
         printf("loss %.4f  perplexity %.2f  bits per byte %.4f  (%lld tokens, %lld bytes, %.1f s, "
                "%.0f tokens/s)\n",
@@ -62,7 +62,7 @@ static tril_status eval_baseline(const struct tril_eval_options *o, const struct
     if (st != TRIL_OK)
         return st;
     if (json)
-        json_print(json_pack("{s:f, s:f, s:I, s:I}", "loss", r.loss, "baseline_loss",
+        json_print(json_pack("{s:o, s:f, s:I, s:I}", "loss", json_measured(r.loss), "baseline_loss",
                              r.baseline_loss, "train_tokens", (json_int_t)r.train_tokens,
                              "valid_tokens", (json_int_t)r.valid_tokens));
     else
@@ -114,7 +114,7 @@ int cmd_eval(int argc, char **argv) {
         {"dtype", "TYPE", "arithmetic of the matrices", OPTION_CHOICE, &o.dtype, 0, 0,
          "fp32|bf16|fp16"},
         {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|cuda|reference"},
-        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
+        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 1024, NULL},
         {"json", NULL, "print one JSON object", OPTION_FLAG, &json, 0, 0, NULL},
     };
     const struct command command = {

@@ -10,6 +10,7 @@ int cmd_export(int argc, char **argv) {
     struct tril_model_overrides overrides = tril_model_overrides_none();
     struct tril_export_options o = {.dtype = "fp32", .overrides = &overrides};
     struct tril_error err = {0};
+    int64_t threads = 0;
     char type[32];
     int code;
     const struct option options[] = {
@@ -21,6 +22,7 @@ int cmd_export(int argc, char **argv) {
         {.kind = OPTION_HEADING, .help = "The model, changed where its parameters stay the same"},
         {"context", "N", "longest sequence", OPTION_INT, &overrides.context, 1, 1e8, NULL},
         VIEW_OPTIONS(overrides),
+        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 1024, NULL},
     };
     const struct command command = {
         .name = "export",
@@ -35,6 +37,7 @@ int cmd_export(int argc, char **argv) {
         .option_count = sizeof options / sizeof *options};
     if (!command_begin(&command, argc, argv, &code))
         return code;
+    tril_threads_set((int)threads);
     tril_status st = tril_export(&o, type, &err);
     if (st != TRIL_OK)
         return command_fail("export", st, &err);

@@ -1,4 +1,5 @@
 /* tril generate: a prompt, continued on the terminal as it is made. */
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,7 +31,7 @@ static void print_json(const struct tril_generation *g) {
     json_print(o);
 }
 
-/* All of standard input; NULL when out of memory. */
+/* All of standard input; NULL, with errno, when it cannot be read or held. */
 static char *read_stdin(size_t *size) {
     char *text = NULL;
     size_t capacity = 0, n;
@@ -47,6 +48,10 @@ static char *read_stdin(size_t *size) {
         n = fread(text + *size, 1, capacity - *size - 1, stdin);
         *size += n;
     } while (n > 0);
+    if (ferror(stdin)) {
+        free(text);
+        return NULL;
+    }
     text[*size] = '\0';
     return text;
 }
@@ -61,7 +66,7 @@ int cmd_generate(int argc, char **argv) {
     struct option_list stop = {0};
     const char *prompt = NULL;
     char *input = NULL;
-    bool greedy = false, json = false, quiet = false;
+    bool greedy = false, json = false, quiet = false, shown = false;
     int64_t seed = (int64_t)g.seed, threads = 0;
     int code = 0;
     tril_status st = TRIL_OK;
@@ -110,7 +115,7 @@ int cmd_generate(int argc, char **argv) {
         {"kv-dtype", "TYPE", "of the key/value cache; q8: 8 bits (--dtype)", OPTION_CHOICE,
          &e.kv_dtype, 0, 0, "fp32|bf16|q8"},
         {"device", "NAME", "", OPTION_CHOICE, &e.device, 0, 0, "cpu|cuda|reference"},
-        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
+        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 1024, NULL},
         {"quiet", NULL, "no figures at the end", OPTION_FLAG, &quiet, 0, 0, NULL},
         {"json", NULL, "print the continuation as one JSON object", OPTION_FLAG, &json, 0, 0, NULL},
     };
@@ -122,7 +127,7 @@ int cmd_generate(int argc, char **argv) {
             "made, and\nfigures follow on standard error. When the context is full, generation "
             "ends (finish: context),\nunless --roll or --stream-window is given.",
         .examples = "  tril generate --model out --prompt \"In the beginning\" --max-tokens 100\n"
-                    "  tril generate --model gpt2/ --prompt \"2 + 2 =\" --greedy --stop \"\\n\" "
+                    "  tril generate --model gpt2/ --prompt \"2 + 2 =\" --greedy --stop $'\\n' "
                     "--json\n"
                     "  cat story.txt | tril generate --model out --prompt - --temperature 0.7",
         .options = options,
@@ -144,7 +149,9 @@ int cmd_generate(int argc, char **argv) {
     if (prompt && strcmp(prompt, "-") == 0) {
         g.prompt = input = read_stdin(&g.prompt_size);
         if (!input) {
-            st = err.code = TRIL_ERR_MEMORY;
+            st = err.code = errno == ENOMEM ? TRIL_ERR_MEMORY : TRIL_ERR_IO;
+            snprintf(err.message, sizeof err.message, "standard input cannot be read: %s",
+                     strerror(errno));
             goto failed;
         }
     }
@@ -154,6 +161,7 @@ int cmd_generate(int argc, char **argv) {
     if (!json) {
         g.on_text = to_stdout;
         to_stdout(NULL, g.prompt, g.prompt_size);
+        shown = true;
     }
     st = tril_generate(engine, &g, &out, &err);
     if (st != TRIL_OK)
@@ -174,8 +182,9 @@ int cmd_generate(int argc, char **argv) {
         fprintf(stderr, "retrieval found %.4f of the attention\n", out.found);
 failed:
     if (st != TRIL_OK) {
-        if (!json && out.size)
+        if (shown)
             putchar('\n');
+        fflush(stdout);
         code = command_fail("generate", st, &err);
     }
 done:

@@ -228,11 +228,12 @@ static void weights_json(const struct tril_weights *w) {
         json_t *bins = json_array();
         for (int b = 0; b < TRIL_WEIGHT_BINS; b++)
             json_array_append_new(bins, json_integer(r->bins[b]));
-        json_t *row =
-            json_pack("{s:s, s:i, s:[I,I], s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:o}", "name",
-                      r->name, "layer", r->layer, "shape", (json_int_t)r->rows, (json_int_t)r->cols,
-                      "dtype", r->dtype, "mean", r->mean, "std", r->std, "min", r->min, "max",
-                      r->max, "near_zero", r->near_zero, "reach", r->reach, "bins", bins);
+        json_t *row = json_pack(
+            "{s:s, s:i, s:[I,I], s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "name", r->name, "layer",
+            r->layer, "shape", (json_int_t)r->rows, (json_int_t)r->cols, "dtype", r->dtype, "mean",
+            json_measured(r->mean), "std", json_measured(r->std), "min", json_measured(r->min),
+            "max", json_measured(r->max), "near_zero", json_measured(r->near_zero), "reach",
+            json_measured(r->reach), "bins", bins);
         if (isfinite(r->kurtosis))
             json_object_set_new(row, "kurtosis", json_real(r->kurtosis));
         if (isfinite(r->stable_rank)) {
@@ -328,7 +329,7 @@ int cmd_inspect(int argc, char **argv) {
         {"recompute", "WHAT", "", OPTION_CHOICE, &m.recompute, 0, 0, "none|selective|full"},
         {"offload", "WHAT", "what waits in the host's memory (--device cuda)", OPTION_CHOICE,
          &m.offload, 0, 0, "none|optimizer|activations|all"},
-        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
+        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 1024, NULL},
         {"json", NULL, "print JSON", OPTION_FLAG, &json, 0, 0, NULL},
     };
     const struct command command = {

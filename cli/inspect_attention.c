@@ -34,12 +34,14 @@ static void print_json(const struct tril_look *k) {
     }
     for (int64_t i = 0; i < k->head_count; i++) {
         const struct tril_look_head *h = &k->heads[i];
-        json_array_append_new(heads,
-                              json_pack("{s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
-                                        "layer", h->layer, "head", h->head, "entropy", h->entropy,
-                                        "distance", h->distance, "first", h->first, "previous",
-                                        h->previous, "self", h->self, "sink", h->sink, "largest",
-                                        h->largest, "uniform", h->uniform));
+        json_array_append_new(
+            heads,
+            json_pack("{s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "layer", h->layer,
+                      "head", h->head, "entropy", json_measured(h->entropy), "distance",
+                      json_measured(h->distance), "first", json_measured(h->first), "previous",
+                      json_measured(h->previous), "self", json_measured(h->self), "sink",
+                      json_measured(h->sink), "largest", json_measured(h->largest), "uniform",
+                      json_measured(h->uniform)));
     }
     struct tril_build_info b;
     tril_build_info_get(&b);
@@ -148,7 +150,7 @@ int cmd_inspect_attention(int argc, char **argv) {
         {"dtype", "TYPE", "arithmetic of the pass", OPTION_CHOICE, &o.dtype, 0, 0,
          "fp32|bf16|fp16"},
         {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|cuda|reference"},
-        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
+        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 1024, NULL},
         {"json", NULL, "print JSON; of one head and at most 256 tokens with its matrices",
          OPTION_FLAG, &json, 0, 0, NULL},
     };

@@ -18,17 +18,19 @@ static void print_json(const struct tril_smoothing *s) {
     json_t *rows = json_array();
     for (int64_t i = 0; i < s->count; i++) {
         const struct tril_smoothing_row *r = &s->rows[i];
-        json_t *row = json_pack("{s:I, s:f, s:f, s:f}", "depth", (json_int_t)i, "similarity",
-                                r->similarity, "residual", r->residual, "norm", r->norm);
+        json_t *row = json_pack("{s:I, s:o, s:o, s:o}", "depth", (json_int_t)i, "similarity",
+                                json_measured(r->similarity), "residual",
+                                json_measured(r->residual), "norm", json_measured(r->norm));
         if (isfinite(r->entropy)) {
             json_object_set_new(row, "entropy", json_real(r->entropy));
             json_object_set_new(row, "uniform", json_real(r->uniform));
         }
         json_array_append_new(rows, row);
     }
-    json_print(json_pack("{s:I, s:I, s:f, s:s, s:s, s:i, s:o}", "tokens", (json_int_t)s->tokens,
-                         "windows", (json_int_t)s->windows, "loss", s->loss, "processor",
-                         b.processor, "isa", b.isa, "threads", b.threads, "depths", rows));
+    json_print(json_pack("{s:I, s:I, s:o, s:s, s:s, s:i, s:o}", "tokens", (json_int_t)s->tokens,
+                         "windows", (json_int_t)s->windows, "loss", json_measured(s->loss),
+                         "processor", b.processor, "isa", b.isa, "threads", b.threads, "depths",
+                         rows));
 }
 
 static void print_table(const struct tril_smoothing *s) {
@@ -91,7 +93,7 @@ int cmd_inspect_smoothing(int argc, char **argv) {
         {"dtype", "TYPE", "arithmetic of the pass", OPTION_CHOICE, &o.dtype, 0, 0,
          "fp32|bf16|fp16"},
         {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|cuda|reference"},
-        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
+        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 1024, NULL},
         {"json", NULL, "print JSON", OPTION_FLAG, &json, 0, 0, NULL},
     };
     const struct command command = {

@@ -1,6 +1,7 @@
 /* JSON output through Jansson. */
 #include "json.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,10 @@ json_t *json_text(const char *bytes, size_t size) {
     whole = json_stringn(repaired, n);
     free(repaired);
     return whole;
+}
+
+json_t *json_measured(double x) {
+    return isfinite(x) ? json_real(x) : json_null();
 }
 
 void json_print(json_t *root) {

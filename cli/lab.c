@@ -84,7 +84,7 @@ int cmd_lab(int argc, char **argv) {
          &data, 0, 0, NULL},
         {"device", "NAME", "cuda: what can run on a GPU (list: *); all: only that", OPTION_CHOICE,
          &o.device, 0, 0, "cpu|cuda"},
-        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 4096, NULL},
+        {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 1024, NULL},
         {"json", NULL, "print the result as JSON instead of tables", OPTION_FLAG, &json, 0, 0,
          NULL},
     };

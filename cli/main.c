@@ -1,9 +1,14 @@
 /* tril: dispatches to the sub-commands, nothing else. */
+#include <errno.h>
+#include <poll.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli.h"
+#include "tril/tril.h"
 
 static void usage(FILE *to) {
     fprintf(to, "tril: train, look inside and run causal language models\n\n"
@@ -14,8 +19,19 @@ static void usage(FILE *to) {
     fprintf(to, "\n'tril COMMAND --help' describes one with examples.\n");
 }
 
-int main(int argc, char **argv) {
-    signal(SIGPIPE, SIG_IGN); /* a closed pipe is a write error, reported as such */
+/* A command that could not say what it found has failed, unless nobody listens any more. */
+static int finish(int code) {
+    errno = 0;
+    bool failed = fflush(stdout) != 0 || ferror(stdout);
+    struct pollfd out = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    if (!failed || code || (poll(&out, 1, 0) == 1 && out.revents & POLLERR))
+        return code;
+    fprintf(stderr, "tril: standard output cannot be written%s%s\n", errno ? ": " : "",
+            errno ? strerror(errno) : "");
+    return tril_status_exit_code(TRIL_ERR_IO);
+}
+
+static int run(int argc, char **argv) {
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
         strcmp(argv[1], "help") == 0) {
         usage(argc < 2 ? stderr : stdout);
@@ -30,4 +46,11 @@ int main(int argc, char **argv) {
 #undef COMMAND_CASE
     fprintf(stderr, "tril: there is no command '%s'; 'tril --help' lists them\n", argv[1]);
     return 2;
+}
+
+int main(int argc, char **argv) {
+    /* A closed pipe and a file too large are write errors, reported as such. */
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
+    return finish(run(argc, argv));
 }

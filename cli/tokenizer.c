@@ -130,7 +130,7 @@ static int tokenizer_train_command(int argc, char **argv) {
          OPTION_REPEATED, &specials, 0, 0, NULL},
         {"min-count", "N", "merge only pairs seen so often (1)", OPTION_INT, &min_count, 1, 1e15,
          NULL},
-        {"threads", "N", "threads (0: all)", OPTION_INT, &threads, 0, 4096, NULL},
+        {"threads", "N", "threads (0: all)", OPTION_INT, &threads, 0, 1024, NULL},
         {"json", NULL, "print one JSON object", OPTION_FLAG, &json, 0, 0, NULL},
         {"quiet", NULL, "no progress on stderr", OPTION_FLAG, &quiet, 0, 0, NULL}};
     const struct command command = {
@@ -221,7 +221,7 @@ static tril_status load(tril_tokenizer **t, const struct common *c, struct tril_
          0,                                                                                        \
          NULL},                                                                                    \
     {                                                                                              \
-        "threads", "N", "threads (0: all)", OPTION_INT, &(c).threads, 0, 4096, NULL                \
+        "threads", "N", "threads (0: all)", OPTION_INT, &(c).threads, 0, 1024, NULL                \
     }
 
 static int encode_command(int argc, char **argv) {

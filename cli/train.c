@@ -27,9 +27,9 @@ static void print_result(const struct tril_train_options *o, const struct tril_t
                          bool json) {
     if (json) {
         json_t *root =
-            json_pack("{s:I, s:I, s:f, s:f, s:f, s:I, s:s}", "steps", (json_int_t)r->steps,
-                      "tokens", (json_int_t)r->tokens, "loss", isfinite(r->loss) ? r->loss : 0.0,
-                      "seconds", r->seconds, "tokens_per_s", r->tokens_per_second, "parameters",
+            json_pack("{s:I, s:I, s:o, s:f, s:f, s:I, s:s}", "steps", (json_int_t)r->steps,
+                      "tokens", (json_int_t)r->tokens, "loss", json_measured(r->loss), "seconds",
+                      r->seconds, "tokens_per_s", r->tokens_per_second, "parameters",
                       (json_int_t)r->parameters, "out", o->out);
         if (isfinite(r->valid_loss))
             json_object_set_new(root, "valid_loss", json_real(r->valid_loss));
@@ -47,8 +47,13 @@ static void print_result(const struct tril_train_options *o, const struct tril_t
         printf("initial model written to %s\n", o->out);
         return;
     }
-    printf("\n%lld steps, %lld tokens in %.1f s (%.0f tokens/s); loss %.4f", (long long)r->steps,
-           (long long)r->tokens, r->seconds, r->tokens_per_second, r->loss);
+    if (isfinite(r->loss))
+        printf("\n%lld steps, %lld tokens in %.1f s (%.0f tokens/s); loss %.4f",
+               (long long)r->steps, (long long)r->tokens, r->seconds, r->tokens_per_second,
+               r->loss);
+    else
+        printf("\nthere was nothing left to do: all %lld steps (%lld tokens) were done before",
+               (long long)r->steps, (long long)r->tokens);
     if (isfinite(r->valid_loss))
         printf(", validation %.4f (perplexity %.2f)", r->valid_loss, exp(r->valid_loss));
     if (r->peak_device_bytes > 0)
@@ -134,7 +139,7 @@ int cmd_train(int argc, char **argv) {
         {"offload", "WHAT", "what waits in the host's memory (--device cuda)", OPTION_CHOICE,
          &o.offload, 0, 0, "none|optimizer|activations|all"},
         {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|cuda|reference"},
-        {"threads", "N", "0: all processors", OPTION_INT, &o.threads, 0, 4096, NULL},
+        {"threads", "N", "0: all processors", OPTION_INT, &o.threads, 0, 1024, NULL},
         {.kind = OPTION_HEADING, .help = "Output"},
         {"out", "DIR", "the model, its checkpoints, log and loss curve", OPTION_STRING, &o.out, 0,
          0, NULL},

@@ -23,6 +23,10 @@ number() { sed -n "s/.*\"$1\": *\(-\{0,1\}[0-9.eE+-]*\).*/\1/p" | head -n 1; }
 mkdir -p "$out"
 if [ $# -gt 0 ]; then
     data=("$@")
+    for file in "$@"; do
+        case $file in --*) fail "./run demo takes files of text, not options: ./run demo FILE..." ;; esac
+        [ -s "$file" ] || fail "$file is missing or empty; give files of text: ./run demo FILE..."
+    done
     prompt=${TRIL_DEMO_PROMPT:-}
     title "Your text: $*"
 else

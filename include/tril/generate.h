@@ -78,7 +78,7 @@ enum tril_finish {
 struct tril_generation {
     char *text; /* the continuation only; NUL-terminated, `size` bytes without the NUL */
     size_t size;
-    int32_t *tokens; /* ids, the stopping one left out */
+    int32_t *tokens; /* ids: without the end-of-text token, with those of a stop string */
     int64_t token_count, prompt_tokens;
     enum tril_finish finish;
     double ttft_ms;           /* from the call to the first token */

@@ -187,7 +187,7 @@ static tril_status read_rest(struct job *j, struct tril_error *err) {
     const struct st_tensor *t;
     void *memory;
     if (f->gradients) {
-        t = find(j, "do", 4, "[B, H, T, d], the gradient of o,", false, &st, err);
+        t = find(j, "do", 4, "[B, H, T, d], the gradient of o", false, &st, err);
         if (st != TRIL_OK)
             goto done;
         TRY(expect(j, t, 4, (int64_t[]){a->batch, a->heads, a->queries, a->width}, "the shape of q",

@@ -59,7 +59,8 @@ tril_status tril_bench(const struct tril_bench_options *o, struct tril_bench_res
         kind++;
     if (kind == 4)
         return error_set(err, TRIL_ERR_ARGUMENT,
-                         "there is no benchmark '%s': train, prefill, decode or gemm", o->what);
+                         "there is no benchmark '%s': train, prefill, decode, gemm or attention",
+                         o->what);
     TRY(device_dtype(&c.dtype, o->dtype, err));
     TRY(cache_dtype_parse(&c.cache, o->kv_dtype, c.dtype, err));
     TRY(recompute_parse(&c.recompute, o->recompute, err));

@@ -12,7 +12,8 @@
 struct tril_engine {
     struct op_context ctx;
     struct model *model;
-    struct tokenizer *tokenizer; /* NULL: the directory has none */
+    struct tokenizer *tokenizer; /* NULL: there is none, and why: */
+    struct tril_error without;
     struct session *session;
 };
 
@@ -85,7 +86,8 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
     reading_begin(&reading);
     st = model_load(&e->model, o->model, &options, &e->ctx, err);
     reading_end(&reading);
-    e->tokenizer = reading.tokenizer; /* a directory without: said when a text needs it */
+    e->tokenizer = reading.tokenizer;
+    e->without = reading.error; /* said when a text needs one */
     if (st != TRIL_OK)
         goto done;
     TRY(model_ablate(e->model, o->ablate, err));
@@ -132,8 +134,8 @@ tril_status tril_generate(struct tril_engine *e, const struct tril_generate_opti
     int64_t eos = e->model->config.eos_id;
     *out = (struct tril_generation){0};
     if (!e->tokenizer && !o->prompt_ids)
-        return error_set(err, TRIL_ERR_ARGUMENT,
-                         "the model's directory has no tokenizer: give one with --tokenizer FILE");
+        return error_set(err, e->without.code, "%s (another one: --tokenizer FILE)",
+                         e->without.message);
     if (e->tokenizer && tokenizer_eos(e->tokenizer) >= 0)
         eos = tokenizer_eos(e->tokenizer);
     return generator_run(e->session, e->tokenizer, eos, o, out, err);

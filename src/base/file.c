@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -324,6 +325,27 @@ tril_status dir_make(const char *path, struct tril_error *err) {
         st = error_set(err, TRIL_ERR_ARGUMENT, "cannot create a directory without a name");
     free(part);
     return st;
+}
+
+tril_status dir_lock(const char *path, int *lock, struct tril_error *err) {
+    *lock = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (*lock < 0)
+        return error_set_errno(err, "cannot open %s", path);
+    if (flock(*lock, LOCK_EX | LOCK_NB) == 0)
+        return TRIL_OK;
+    bool taken = errno == EWOULDBLOCK;
+    dir_unlock(*lock);
+    *lock = -1;
+    if (!taken)
+        return TRIL_OK;
+    return error_set(err, TRIL_ERR_IO,
+                     "another process is writing into %s: wait for it, or name another directory",
+                     path);
+}
+
+void dir_unlock(int lock) {
+    if (lock >= 0)
+        close(lock);
 }
 
 tril_status dir_sync(const char *path, struct tril_error *err) {

@@ -48,6 +48,10 @@ bool path_same(const char *a, const char *b); /* both exist and are one file, by
 /* dir + "/" + name, malloc'ed; NULL only when out of memory. */
 char *path_join(const char *dir, const char *name);
 tril_status dir_make(const char *path, struct tril_error *err); /* with parents; existing is fine */
+/* One holder at a time: a second is refused (ERR_IO). *lock is for dir_unlock; the end of the
+ * process unlocks too. Where the file system has no locks, nothing is locked (-1). */
+tril_status dir_lock(const char *path, int *lock, struct tril_error *err);
+void dir_unlock(int lock);
 tril_status dir_sync(const char *path, struct tril_error *err);
 /* Removes a directory and the regular files in it (and one level below); refuses symlinks. */
 tril_status dir_remove(const char *path, struct tril_error *err);

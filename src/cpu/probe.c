@@ -37,10 +37,12 @@ static const struct {
 
 /* ------------------------------------------------------------------ arithmetic */
 
+enum { MOST_THREADS = 256 };
+
 struct flops_job {
     double (*loop)(int64_t);
     int64_t rounds;
-    double operations[256], begun[256], ended[256];
+    double operations[MOST_THREADS], begun[MOST_THREADS], ended[MOST_THREADS];
 };
 
 static void flops_work(void *arg, int64_t begin, int64_t end, int worker) {
@@ -59,8 +61,10 @@ double cpu_probe_peak_flops(enum dtype t, int threads) {
                             .rounds = 1 << 12};
     double best = 0;
     int before = threads_count();
-    if (threads < 1 || threads > 256)
+    if (threads < 1)
         threads = before;
+    if (threads > MOST_THREADS)
+        threads = MOST_THREADS;
     threads_set(threads);
     /* Rounds that take about 10 ms; then the best of twelve tries. */
     for (double seconds = 0; seconds < 5e-3; job.rounds *= 2) {

@@ -50,6 +50,8 @@ tril_status prompt_encode(const struct tokenizer *t, const char *text, size_t si
     return st;
 }
 
+#define MOST_TOKENS INT64_C(10000000)
+
 /* The text so far, and how much of it the caller has. */
 struct output {
     const struct tril_generate_options *o;
@@ -164,6 +166,12 @@ tril_status generator_run(struct session *s, const struct tokenizer *tokenizer, 
         TRY(prompt_encode(tokenizer, o->prompt, o->prompt_size, &ids, &n, err));
     }
     g->prompt_tokens = n;
+    if (o->max_tokens > MOST_TOKENS) {
+        st = error_set(err, TRIL_ERR_ARGUMENT,
+                       "at most %lld tokens can be generated at once, not %lld",
+                       (long long)MOST_TOKENS, (long long)o->max_tokens);
+        goto done;
+    }
     g->tokens = malloc((size_t)(o->max_tokens + 1) * sizeof *g->tokens);
     if (!g->tokens) {
         st = no_memory(err);

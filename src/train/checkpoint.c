@@ -137,6 +137,37 @@ done:
     return st;
 }
 
+tril_status checkpoint_set_aside(const char *out, char **said, struct tril_error *err) {
+    char name[40], *latest = NULL, *from = path_join(out, "checkpoints"), *to = NULL;
+    tril_status st = TRIL_OK;
+    *said = NULL;
+    if (!from) {
+        st = no_memory(err);
+        goto done;
+    }
+    TRY(checkpoint_latest(out, &latest, err));
+    if (!latest)
+        goto done;
+    for (int i = 1; !to || path_exists(to); i++) {
+        free(to);
+        snprintf(name, sizeof name, "checkpoints.%d", i);
+        to = path_join(out, name);
+        if (!to) {
+            st = no_memory(err);
+            goto done;
+        }
+    }
+    if (rename(from, to) != 0)
+        st = error_set_errno(err, "cannot rename %s to %s", from, to);
+    else if (asprintf(said, "checkpoints of an earlier run are now in %s", to) < 0)
+        *said = NULL;
+done:
+    free(latest);
+    free(from);
+    free(to);
+    return st;
+}
+
 tril_status checkpoint_latest(const char *out, char **dir, struct tril_error *err) {
     char *checkpoints = path_join(out, "checkpoints");
     char **names = NULL;

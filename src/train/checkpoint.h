@@ -32,6 +32,10 @@ tril_status checkpoint_write(const char *out, struct model *m, const struct opti
                              const json_t *options, const struct carry *carry, enum dtype saved,
                              int64_t keep, struct tril_error *err);
 
+/* Moves checkpoints of an earlier run in OUT to OUT/checkpoints.N, the first N that is free. *said:
+ * a sentence about it (malloc'ed), or NULL where there were none. */
+tril_status checkpoint_set_aside(const char *out, char **said, struct tril_error *err);
+
 /* The newest complete checkpoint's directory (malloc'ed), or NULL with TRIL_OK if there is none. */
 tril_status checkpoint_latest(const char *out, char **dir, struct tril_error *err);
 /* Reads trainer_state.json: *options is a new reference. */

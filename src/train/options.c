@@ -280,6 +280,11 @@ tril_status train_options_check(const struct tril_train_options *o, struct tril_
     bool moments, activations;
     if (!o->out)
         return error_set(err, TRIL_ERR_ARGUMENT, "where to? give a directory with --out");
+    if (o->data_count < 1 && o->resume)
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "there is no complete checkpoint in %s/checkpoints to go on from (and no "
+                         "--data to begin with)",
+                         o->out);
     if (o->data_count < 1 && !o->init_only)
         return error_set(err, TRIL_ERR_ARGUMENT, "there is no text to train on: give --data FILE");
     if (o->model && (o->preset || o->config))

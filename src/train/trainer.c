@@ -45,8 +45,10 @@ struct trainer {
     json_t *options;   /* as saved in checkpoints */
     char *resume_from; /* directory of the checkpoint, or NULL */
     char *log_path;
-    int32_t *buffer; /* grad_accum micro-batches of inputs, targets, positions, offsets */
-    int64_t last_saved;
+    int32_t *buffer;    /* grad_accum micro-batches of inputs, targets, positions, offsets */
+    int64_t last_saved; /* by this run; -1: none yet */
+    int64_t resumed_at;
+    int lock; /* of OUT */
 };
 
 /* ------------------------------------------------------------------ setting up */
@@ -371,12 +373,19 @@ static bool every(int64_t interval, int64_t step, int64_t steps) {
 
 static tril_status not_finite(struct trainer *t, double loss, double norm, struct tril_error *err) {
     const char *what = isfinite(loss) ? "gradient norm" : "loss";
+    if (t->last_saved < 0 && !t->resume_from)
+        return error_set(err, TRIL_ERR_NUMERIC,
+                         "the %s is not finite at step %" PRId64 " (loss %g, gradient norm %g), "
+                         "before any checkpoint: lower --lr, or take --dtype fp32; weights that "
+                         "were given with --model may hold NaN",
+                         what, t->state.step + 1, loss, norm);
     return error_set(
         err, TRIL_ERR_NUMERIC,
         "the %s is not finite at step %" PRId64 " (loss %g, gradient norm %g); the last "
-        "good checkpoint is step %" PRId64 " in %s/checkpoints: resume it with a lower "
-        "--lr, or with --clip 1 or --dtype fp32",
-        what, t->state.step + 1, loss, norm, t->last_saved < 0 ? 0 : t->last_saved, t->o->out);
+        "good checkpoint is %s/checkpoints/step-%" PRId64 ": resume it with a lower --lr, a lower "
+        "--clip or --dtype fp32",
+        what, t->state.step + 1, loss, norm, t->o->out,
+        t->last_saved < 0 ? t->resumed_at : t->last_saved);
 }
 
 /* The most memory that the run took until now. */
@@ -458,6 +467,7 @@ static tril_status set_up(struct trainer *t, struct tril_error *err) {
     struct model_config preset = {0};
     tril_status st = TRIL_OK;
     TRY(dir_make(o->out, err));
+    TRY(dir_lock(o->out, &t->lock, err));
     t->options = train_options_to_json(o);
     t->log_path = o->log ? strdup(o->log) : path_join(o->out, "log.jsonl");
     if (!t->options || !t->log_path)
@@ -493,6 +503,20 @@ static void tear_down(struct trainer *t) {
     free(t->buffer);
     free(t->log_path);
     free(t->resume_from);
+    dir_unlock(t->lock);
+}
+
+/* Before the first step of a new run: an earlier one's checkpoints are not mixed with its own. */
+static tril_status begin_anew(struct trainer *t, struct tril_error *err) {
+    char *aside = NULL;
+    tril_status st = checkpoint_set_aside(t->o->out, &aside, err);
+    t->state.dataset_hash = dataset_hash(t->data);
+    if (aside)
+        note(t, "earlier", aside);
+    if (dataset_tokens(t->data, DATASET_VALID) < (uint64_t)t->o->seq + 1 && t->o->eval_every > 0)
+        note(t, "validation", "none: its text is shorter than one sequence (--seq)");
+    free(aside);
+    return st;
 }
 
 static tril_status run(struct trainer *t, struct tril_train_result *r, struct tril_error *err) {
@@ -503,12 +527,13 @@ static tril_status run(struct trainer *t, struct tril_train_result *r, struct tr
     if (t->resume_from)
         TRY(restore(t, err));
     else
-        t->state.dataset_hash = dataset_hash(t->data);
+        TRY(begin_anew(t, err));
     TRY(report_open(&t->report, t->log_path, t->state.step, o->quiet, err));
     if (t->resume_from)
         report_note(&t->report, "resumed    %s, at step %" PRId64 " of %" PRId64, t->resume_from,
                     t->state.step, t->schedule.steps);
     int64_t first = t->state.step;
+    t->resumed_at = first;
     while (t->state.step < t->schedule.steps && !signal_caught())
         TRY(train_step(t, r, started, err));
     int64_t done_now = t->state.step - first;
@@ -541,7 +566,7 @@ tril_status trainer_run(const struct tril_train_options *options,
                         struct tril_train_result *result, struct tril_error *err) {
     struct tril_train_options o = *options;
     struct tril_train_result ignored;
-    struct trainer t = {.o = &o, .env = environment, .last_saved = -1};
+    struct trainer t = {.o = &o, .env = environment, .last_saved = -1, .lock = -1};
     struct model_counts counts;
     tril_status st = TRIL_OK;
     if (!result)

@@ -78,6 +78,58 @@ refuse 4 'tokenizer.json' "$tril" train --model "$dir/bad" --data "$dir/text.txt
 damage
 sed -i 's/"step": [0-9]*/"step": "x"/' "$dir"/bad/checkpoints/step-2/trainer_state.json
 refuse 4 'trainer_state.json' "$tril" train --resume --out "$dir/bad" --quiet
+damage
+rm "$dir/bad/tokenizer.json"
+refuse 3 'no tokenizer' "$tril" generate --model "$dir/bad" --prompt x --max-tokens 2
+damage
+echo '{"a":' >"$dir/bad/tokenizer.json"
+refuse 4 'tokenizer.json: line' "$tril" generate --model "$dir/bad" --prompt x --max-tokens 2 --json
+refuse 2 'no complete checkpoint' "$tril" train --resume --out "$dir/nothing"
+refuse 2 'from 0 to 1024' "${train[@]}" --data "$dir/text.txt" --threads 4096
+refuse 3 'standard input' bash -c "'$tril' generate --model '$dir/m' --prompt - </"
+
+# An answer that cannot be written is no success.
+for command in 'version --json' '--help' "eval --json --model $dir/m --data $dir/text.txt"; do
+    # shellcheck disable=SC2086
+    refuse 3 'standard output' bash -c "'$tril' $command >/dev/full"
+done
+"$tril" lab list | head -n 1 >/dev/null
+
+# What is no number is null.
+"$tril" eval --model "$dir/m" --ids '1 2 3' --json --logits "$dir/l" >/dev/null
+python=$(command -v python3 || true)
+if [ -n "$python" ]; then
+    damage
+    "$python" - "$dir/bad/model.safetensors" <<'END'
+import struct, sys
+path = sys.argv[1]
+data = bytearray(open(path, "rb").read())
+begin = 8 + struct.unpack("<Q", data[:8])[0]
+data[begin:] = struct.pack("<f", float("nan")) * ((len(data) - begin) // 4)
+open(path, "wb").write(data)
+END
+    "$tril" eval --model "$dir/bad" --data "$dir/text.txt" --json >"$dir/out" || true
+    grep -q '"loss": null' "$dir/out" || { echo "FAILED: a loss that is NaN:"; cat "$dir/out"; exit 1; }
+fi
+
+# Two trainings do not share a directory, and a new one leaves an earlier one's checkpoints whole.
+"$tril" train --data "$dir/text.txt" --out "$dir/two" --vocab 300 --layers 1 --dim 16 --heads 2 --batch 2 --seq 16 \
+    --steps 100000 --checkpoint-every 10 --quiet 2>"$dir/err2" &
+first=$!
+for _ in $(seq 200); do
+    [ -d "$dir/two/checkpoints/step-10" ] && break
+    sleep 0.1
+done
+refuse 3 'another process' "${train[@]}" --data "$dir/text.txt" --out "$dir/two"
+kill -INT $first
+code=0
+wait $first || code=$?
+[ $code = 8 ] || { echo "FAILED: a signal gave exit code $code"; cat "$dir/err2"; exit 1; }
+"${train[@]}" --data "$dir/text.txt" --out "$dir/two" --checkpoint-every 1 --steps 3
+[ "$(ls "$dir/two/checkpoints")" = $'step-2\nstep-3' ] || { echo "FAILED: checkpoints are mixed"; exit 1; }
+compgen -G "$dir/two/checkpoints.1/step-*" >/dev/null || { echo "FAILED: earlier checkpoints are lost"; exit 1; }
+"$tril" train --resume --out "$dir/two" --json | grep -q '"loss": null'
+
 # Binary junk is a text of bytes: it trains, or is refused; it never crashes.
 code=0
 "${train[@]}" --data "$dir/junk.bin" --out "$dir/j" 2>/dev/null || code=$?
