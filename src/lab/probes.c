@@ -338,7 +338,9 @@ static tril_status run(struct lab *l, struct tril_error *err) {
                                     .curve_count = TASKS,
                                     .y_from_zero = true};
     TRY(lab_curves(l, "layers", &plot, err));
-    double next = know[3][layers] - know[3][0];
+    double next = know[3][layers] - know[3][0], before = 0;
+    for (int64_t i = 1; i <= layers; i++)
+        before = fmax(before, know[1][i]);
     lab_claim(l, best[0] > 0.9 && best[1] > 0.9 && plain[0] < 0.75 && plain[1] < 0.75,
               "expansion makes data linearly separable", "D to 4D separates",
               "%.0f%% to %.0f%% (xor), %.0f%% to %.0f%% (rings)", 100 * plain[0], 100 * best[0],
@@ -356,7 +358,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     lab_value(l, "this_first", know[0][0]);
     lab_value(l, "this_last", know[0][layers]);
     lab_value(l, "before_first", know[1][0]);
-    lab_value(l, "before_best", fmax(know[1][1], know[1][2]));
+    lab_value(l, "before_best", before);
     lab_value(l, "next_first", know[3][0]);
     lab_value(l, "next_last", know[3][layers]);
     lab_value(l, "chance", chance);
@@ -371,7 +373,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
             "embeddings and %.0f%% after the last layer; the token before it %.0f%% and, after "
             "attention has moved it, up to %.0f%%; the next token %.0f%% and %.0f%%. Always naming "
             "the most frequent token would be right %.0f%% of the time.",
-            text.name, know[0][0], know[0][layers], know[1][0], fmax(know[1][1], know[1][2]),
+            text.name, know[0][0], know[0][layers], know[1][0], before,
             know[3][0], know[3][layers], chance);
 done:
     for (int64_t i = 0; i <= layers; i++)
