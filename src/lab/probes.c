@@ -373,8 +373,8 @@ static tril_status run(struct lab *l, struct tril_error *err) {
             "embeddings and %.0f%% after the last layer; the token before it %.0f%% and, after "
             "attention has moved it, up to %.0f%%; the next token %.0f%% and %.0f%%. Always naming "
             "the most frequent token would be right %.0f%% of the time.",
-            text.name, know[0][0], know[0][layers], know[1][0], before,
-            know[3][0], know[3][layers], chance);
+            text.name, know[0][0], know[0][layers], know[1][0], before, know[3][0], know[3][layers],
+            chance);
 done:
     for (int64_t i = 0; i <= layers; i++)
         free(s.x[i]);
