@@ -104,7 +104,7 @@ int cmd_bench(int argc, char **argv) {
         {"seq", "T", "tokens a row; decode: tokens in the cache (512)", OPTION_INT, &o.seq, 1, 1e8,
          NULL},
         {"steps", "N", "repetitions, after a warm-up (5)", OPTION_INT, &o.steps, 1, 1e6, NULL},
-        {"dtype", "TYPE", "", OPTION_CHOICE, &o.dtype, 0, 0, "bf16|fp32|fp16"},
+        {"dtype", "TYPE", "", OPTION_CHOICE, &o.dtype, 0, 0, "bf16|fp32|fp16|tf32"},
         {"recompute", "WHAT", "train: activations computed again", OPTION_CHOICE, &o.recompute, 0,
          0, "none|selective|full"},
         {"kv-dtype", "TYPE", "decode: of the cache (--dtype)", OPTION_CHOICE, &o.kv_dtype, 0, 0,

@@ -111,7 +111,7 @@ int cmd_generate(int argc, char **argv) {
         {"ablate", "LIST", ABLATE_HELP, OPTION_STRING, &e.ablate, 0, 0, NULL},
         {.kind = OPTION_HEADING, .help = "How"},
         {"dtype", "TYPE", "arithmetic of the matrices", OPTION_CHOICE, &e.dtype, 0, 0,
-         "bf16|fp32|fp16"},
+         "bf16|fp32|fp16|tf32"},
         {"kv-dtype", "TYPE", "of the key/value cache; q8: 8 bits (--dtype)", OPTION_CHOICE,
          &e.kv_dtype, 0, 0, "fp32|bf16|q8"},
         {"device", "NAME", "", OPTION_CHOICE, &e.device, 0, 0, "cpu|cuda|reference"},

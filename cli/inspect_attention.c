@@ -148,7 +148,7 @@ int cmd_inspect_attention(int argc, char **argv) {
          &o.out, 0, 0, NULL},
         {.kind = OPTION_HEADING, .help = "How"},
         {"dtype", "TYPE", "arithmetic of the pass", OPTION_CHOICE, &o.dtype, 0, 0,
-         "fp32|bf16|fp16"},
+         "fp32|bf16|fp16|tf32"},
         {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|cuda|reference"},
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 1024, NULL},
         {"json", NULL, "print JSON; of one head and at most 256 tokens with its matrices",

@@ -133,7 +133,7 @@ int cmd_train(int argc, char **argv) {
         {"seed", "S", "of everything random (1337)", OPTION_INT, &seed, 0, 0, NULL},
         {.kind = OPTION_HEADING, .help = "Arithmetic and memory"},
         {"dtype", "TYPE", "weights and activations; masters and sums are fp32", OPTION_CHOICE,
-         &o.dtype, 0, 0, "bf16|fp32|fp16"},
+         &o.dtype, 0, 0, "bf16|fp32|fp16|tf32"},
         {"recompute", "WHAT", "activations computed again in the backward pass", OPTION_CHOICE,
          &o.recompute, 0, 0, "none|selective|full"},
         {"offload", "WHAT", "what waits in the host's memory (--device cuda)", OPTION_CHOICE,

@@ -18,7 +18,7 @@ struct tril_bench_options {
     struct tril_model_source source;
     int64_t batch, seq; /* rows, tokens a row (decode: tokens in the cache) */
     int64_t steps;      /* counted repetitions, after a warm-up */
-    const char *dtype;  /* "bf16" | "fp32" */
+    const char *dtype;  /* "bf16" | "fp32"; on a GPU "fp16", "tf32" too */
     const char *recompute;
     const char *device;
     const char *kv_dtype; /* decode: of the cache, "fp32" | "bf16" | "q8"; NULL: as dtype */

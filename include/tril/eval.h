@@ -16,7 +16,7 @@ extern "C" {
 struct tril_eval_options {
     const char *model;     /* a Hugging Face directory */
     const char *tokenizer; /* NULL: the directory's own */
-    const char *dtype;     /* "fp32" (NULL) | "bf16" */
+    const char *dtype;     /* "fp32" (NULL) | "bf16"; on a GPU "fp16", "tf32" too */
     const char *device;    /* NULL: cpu */
     const char *data;      /* a text file */
     /* Changes to the model that leave its parameters as they are: context, RoPE's scaling, mixers,

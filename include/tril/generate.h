@@ -19,7 +19,7 @@ struct tril_engine;
 struct tril_engine_options {
     const char *model;     /* a Hugging Face directory */
     const char *tokenizer; /* NULL: the directory's own */
-    const char *dtype;     /* "bf16" | "fp32"; NULL: bf16 */
+    const char *dtype;     /* "bf16" | "fp32"; on a GPU "fp16", "tf32" too; NULL: bf16 */
     const char *device;    /* "cpu" | "cuda" | "reference"; NULL: cpu */
     int64_t context; /* tokens a session may hold; 0: the model's context. More than that makes
                       * the model's context longer, where positions are not learned */

@@ -47,7 +47,7 @@ struct tril_train_options {
     uint64_t seed;
 
     /* how */
-    const char *dtype;     /* "bf16" | "fp32" */
+    const char *dtype;     /* "bf16" | "fp32"; on a GPU "fp16", "tf32" too */
     const char *recompute; /* "none" | "selective" | "full" */
     const char *offload;   /* "none" | "optimizer" | "activations" | "all": what waits in the host's
                               memory (devices only) */

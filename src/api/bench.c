@@ -61,7 +61,7 @@ tril_status tril_bench(const struct tril_bench_options *o, struct tril_bench_res
         return error_set(err, TRIL_ERR_ARGUMENT,
                          "there is no benchmark '%s': train, prefill, decode, gemm or attention",
                          o->what);
-    TRY(device_dtype(&c.dtype, o->dtype, err));
+    TRY(device_open_as(&ctx, o->device, o->dtype, &c.dtype, err));
     TRY(cache_dtype_parse(&c.cache, o->kv_dtype, c.dtype, err));
     TRY(recompute_parse(&c.recompute, o->recompute, err));
     TRY(source_config(&o->source, &config, err));
@@ -76,7 +76,6 @@ tril_status tril_bench(const struct tril_bench_options *o, struct tril_bench_res
     r->batch = c.batch;
     r->seq = c.seq;
     r->steps = c.steps;
-    TRY(device_open(&ctx, o->device, err));
     r->isa = device_name(&ctx);
     r->peak_flops = device_peak_flops(&ctx, c.dtype);
     TRY(run(&c, &kinds[kind], r, err));

@@ -45,9 +45,31 @@ tril_status device_open(struct op_context *ctx, const char *name, struct tril_er
 tril_status device_dtype(enum dtype *out, const char *name, struct tril_error *err) {
     enum dtype t = *out;
     if (name && (!dtype_parse(name, &t) || (t != DT_F32 && t != DT_BF16 && t != DT_F16)))
-        return error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16, fp32 or fp16, not '%s'", name);
+        return error_set(err, TRIL_ERR_ARGUMENT,
+                         "the dtype is bf16, fp32, fp16 or (on GPUs) tf32, not '%s'", name);
     *out = t;
     return TRIL_OK;
+}
+
+tril_status device_open_as(struct op_context *ctx, const char *device, const char *dtype,
+                           enum dtype *out, struct tril_error *err) {
+    const bool tf32 = dtype && strcmp(dtype, "tf32") == 0;
+    tril_status st = device_dtype(out, tf32 ? "fp32" : dtype, err);
+    *ctx = (struct op_context){0};
+    if (st != TRIL_OK)
+        return st;
+    if (tf32 && (!device || strcmp(device, "cuda") != 0))
+        return error_set(
+            err, TRIL_ERR_ARGUMENT,
+            "tf32 is how a GPU multiplies (--device cuda); on --device %s give bf16 or "
+            "fp32",
+            device ? device : "cpu");
+    st = device_open(ctx, device, err);
+#ifdef TRIL_CUDA
+    if (st == TRIL_OK && tf32)
+        cuda_rounding(ctx, true, false);
+#endif
+    return st;
 }
 
 const char *device_name(const struct op_context *ctx) {

@@ -10,6 +10,11 @@ tril_status device_open(struct op_context *ctx, const char *name, struct tril_er
 /* The backend of a device, which need not be there. */
 tril_status device_backend(const struct backend **out, const char *name, struct tril_error *err);
 
+/* Opens a device to compute in a format by its name (device_dtype), or in "tf32": fp32, but for the
+ * factors of matrix products, which a GPU's tensor cores take with 11 significant bits. */
+tril_status device_open_as(struct op_context *ctx, const char *device, const char *dtype,
+                           enum dtype *out, struct tril_error *err);
+
 /* The format to compute in by its name; NULL leaves *out. (fp16: devices other than the CPU; a
  * model says so when it is made.) */
 tril_status device_dtype(enum dtype *out, const char *name, struct tril_error *err);

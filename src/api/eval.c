@@ -27,8 +27,7 @@ static tril_status open_model(struct op_context *ctx, struct model **m,
     tril_status st = TRIL_OK;
     if (!o->model)
         return error_set(err, TRIL_ERR_ARGUMENT, "no model is given: name its directory");
-    TRY(device_dtype(&options.dtype, o->dtype, err));
-    TRY(device_open(ctx, o->device, err));
+    TRY(device_open_as(ctx, o->device, o->dtype, &options.dtype, err));
     TRY(model_load(m, o->model, &options, ctx, err));
     TRY(model_ablate(*m, o->ablate, err));
 done:

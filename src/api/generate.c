@@ -58,7 +58,7 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
         st = error_set(err, TRIL_ERR_ARGUMENT, "no model is given: name its directory");
         goto done;
     }
-    TRY(device_dtype(&options.dtype, o->dtype, err));
+    TRY(device_open_as(&e->ctx, o->device, o->dtype, &options.dtype, err));
     if (o->stream_window == 0 && (o->stream_sinks > 0 || o->stream_stride > 0)) {
         st = error_set(err, TRIL_ERR_ARGUMENT,
                        "sinks and a stride belong to a stream: give its window (--stream-window)");
@@ -78,7 +78,6 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
                        "--kv-dtype, or them");
         goto done;
     }
-    TRY(device_open(&e->ctx, o->device, err));
     TRY(model_config_read(&config, o->model, err));
     if (o->context > config.context && config.position != POSITION_LEARNED)
         overrides.context = o->context;

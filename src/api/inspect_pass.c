@@ -19,9 +19,8 @@ static tril_status model_open(struct inspected *s, const struct tril_look_option
     struct model_options options = {.dtype = DT_F32};
     struct model_config c;
     tril_status st = TRIL_OK;
-    TRY(device_dtype(&options.dtype, o->dtype, err));
+    TRY(device_open_as(&s->ctx, o->device, o->dtype, &options.dtype, err));
     TRY(source_config(o->source, &c, err));
-    TRY(device_open(&s->ctx, o->device, err));
     if (o->source->model) {
         options.overrides = &o->source->overrides;
         TRY(model_load(&s->m, o->source->model, &options, &s->ctx, err));

@@ -87,14 +87,12 @@ tril_status tril_train(const struct tril_train_options *options, struct tril_tra
     struct op_context ctx = {0};
     struct train_environment environment = {
         .ctx = &ctx, .sample = write_sample, .arg = (void *)options};
-    enum dtype dtype = DT_F32;
     tril_status st = TRIL_OK;
     threads_set((int)options->threads);
     TRY(train_options_check(options, err));
-    TRY(device_open(&ctx, options->device, err));
-    dtype_parse(options->dtype, &dtype);
+    TRY(device_open_as(&ctx, options->device, options->dtype, &environment.dtype, err));
     if (!options->init_only)
-        environment.peak_flops = device_peak_flops(&ctx, dtype);
+        environment.peak_flops = device_peak_flops(&ctx, environment.dtype);
     TRY(trainer_run(options, &environment, result, err));
 done:
     op_context_free(&ctx);

@@ -310,7 +310,8 @@ tril_status train_options_check(const struct tril_train_options *o, struct tril_
     TRY(check_range("--clip", o->clip, 0, 1e9, err));
     TRY(check_range("--valid-fraction", o->valid_fraction, 0, 0.9, err));
     TRY(check_range("--keep", (double)o->keep, 1, 1e6, err));
-    TRY(check_choice("--dtype", o->dtype, "bf16", "fp32", "fp16", err));
+    if (!o->dtype || strcmp(o->dtype, "tf32") != 0)
+        TRY(check_choice("--dtype", o->dtype, "bf16", "fp32", "fp16", err));
     TRY(check_choice("--save-dtype", o->save_dtype, "fp32", "bf16", NULL, err));
     TRY(check_choice("--order", o->order, "shuffled", "sequential", "streams", err));
     TRY(check_choice("--recompute", o->recompute, "none", "selective", "full", err));

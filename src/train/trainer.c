@@ -143,13 +143,12 @@ done:
 
 static tril_status make_model(struct trainer *t, struct tril_error *err) {
     const struct tril_train_options *o = t->o;
-    struct model_options options = {.training = true};
+    struct model_options options = {.training = true, .dtype = t->env->dtype};
     struct model_config config;
     struct model_counts counts;
     char line[160], count[32];
     tril_status st = TRIL_OK;
     const char *from = t->resume_from ? t->resume_from : o->model;
-    dtype_parse(o->dtype, &options.dtype);
     if (from) {
         options.overrides = t->resume_from ? NULL : &o->overrides;
         TRY(model_load(&t->model, from, &options, t->env->ctx, err));

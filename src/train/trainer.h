@@ -9,6 +9,7 @@
 /* What the caller supplies: rooms that the trainer does not know. */
 struct train_environment {
     struct op_context *ctx;
+    enum dtype dtype;  /* of the arithmetic */
     double peak_flops; /* measured, for MFU; 0: unknown */
     /* Writes a sample of the model at this step (NULL: none are written). */
     tril_status (*sample)(void *arg, struct model *m, const struct tokenizer *t, int64_t step,

@@ -81,6 +81,10 @@ code=0
 
 # ---- evaluation, generation, looking inside: one model on both
 model=$dir/cpu
+"$emulated" eval --device cuda --dtype tf32 --model "$model" --data "$dir/short.txt" --seq 16 --json >"$dir/tf32.eval"
+code=0
+"$emulated" eval --dtype tf32 --model "$model" --data "$dir/short.txt" --json 2>"$dir/err" || code=$?
+{ [ $code = 2 ] && grep -q 'tf32 is how a GPU multiplies' "$dir/err"; } || fail "tf32 on the CPU gave $code"
 for device in cpu cuda; do
     "$emulated" eval --device $device --model "$model" --data "$dir/short.txt" --seq 16 --json >"$dir/$device.eval"
     "$emulated" generate --device $device --model "$model" --dtype fp32 --prompt "the cat" --max-tokens 6 --greedy --quiet \
@@ -90,6 +94,9 @@ for device in cpu cuda; do
     "$emulated" inspect attention --device $device --model "$model" --prompt "the cat sees" --json >"$dir/$device.look"
 done
 alike eval loss bits_per_byte
+# tf32 rounds factors to 11 bits: near, and not the same
+awk -F'[:,]' '/"loss"/ { x[++n] = $2 } END { d = x[2] / x[1] - 1; exit !(n == 2 && d != 0 && d < 2e-3 && d > -2e-3) }' \
+    "$dir/cuda.eval" "$dir/tf32.eval" || fail "the loss in tf32 is not fp32's, rounded"
 cmp "$dir/cpu.text" "$dir/cuda.text" || fail "another greedy text on the GPU"
 cmp "$dir/cpu.drawn" "$dir/cuda.drawn" || fail "another text drawn on the GPU"
 alike look entropy
