@@ -34,10 +34,9 @@ static void print_json(const struct tril_bench_options *o, const struct tril_ben
     const bool decode = strcmp(o->what, "decode") == 0;
     if (r->product_count) {
         json_object_set_new(root, "products", products_json(r));
-        for (int i = 0; i < 3; i++) /* products have these each for itself, or not */
-            json_object_set_new(root,
-                                (const char *[]){"tokens_per_s", "mfu", "bandwidth_fraction"}[i],
-                                json_null());
+        json_object_set_new(root, "tokens_per_s", json_null());
+        json_object_set_new(root, "mfu", json_null()); /* each product has its fraction */
+        json_object_set_new(root, "bandwidth_fraction", json_null());
     } else {
         json_object_set_new(root, "tokens_per_s", json_real(r->tokens_per_s));
         json_object_set_new(root, "step_ms", json_real(r->step_ms));

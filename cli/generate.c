@@ -1,5 +1,4 @@
 /* tril generate: a prompt, continued on the terminal as it is made. */
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,6 +6,7 @@
 #include <unistd.h>
 
 #include "cli.h"
+#include "input.h"
 #include "json.h"
 #include "model_options.h"
 #include "options.h"
@@ -29,31 +29,6 @@ static void print_json(const struct tril_generation *g) {
     if (isfinite(g->found))
         json_object_set_new(o, "found", json_real(g->found));
     json_print(o);
-}
-
-/* All of standard input; NULL, with errno, when it cannot be read or held. */
-static char *read_stdin(size_t *size) {
-    char *text = NULL;
-    size_t capacity = 0, n;
-    *size = 0;
-    do {
-        if (*size + 1 >= capacity) {
-            char *grown = realloc(text, capacity = 2 * capacity + 4096);
-            if (!grown) {
-                free(text);
-                return NULL;
-            }
-            text = grown;
-        }
-        n = fread(text + *size, 1, capacity - *size - 1, stdin);
-        *size += n;
-    } while (n > 0);
-    if (ferror(stdin)) {
-        free(text);
-        return NULL;
-    }
-    text[*size] = '\0';
-    return text;
 }
 
 int cmd_generate(int argc, char **argv) {
@@ -147,13 +122,10 @@ int cmd_generate(int argc, char **argv) {
     g.prompt = prompt ? prompt : "";
     g.prompt_size = strlen(g.prompt);
     if (prompt && strcmp(prompt, "-") == 0) {
-        g.prompt = input = read_stdin(&g.prompt_size);
-        if (!input) {
-            st = err.code = errno == ENOMEM ? TRIL_ERR_MEMORY : TRIL_ERR_IO;
-            snprintf(err.message, sizeof err.message, "standard input cannot be read: %s",
-                     strerror(errno));
+        g.prompt = input = text_read("-", &g.prompt_size, &err);
+        st = err.code;
+        if (st != TRIL_OK)
             goto failed;
-        }
     }
     st = tril_engine_open(&engine, &e, &err);
     if (st != TRIL_OK)

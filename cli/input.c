@@ -35,6 +35,7 @@ int32_t *ids_parse(const char *text, int64_t *count, struct tril_error *err) {
 
 char *text_read(const char *path, size_t *size, struct tril_error *err) {
     const bool input = strcmp(path, "-") == 0;
+    const char *name = input ? "standard input" : path;
     FILE *f = input ? stdin : fopen(path, "rb");
     char *text = NULL;
     size_t capacity = 0, n = 0;
@@ -44,6 +45,7 @@ char *text_read(const char *path, size_t *size, struct tril_error *err) {
             char *grown = realloc(text, capacity = 2 * capacity + 4096);
             if (!grown) {
                 err->code = TRIL_ERR_MEMORY;
+                snprintf(err->message, sizeof err->message, "not enough memory to read %s", name);
                 break;
             }
             text = grown;
@@ -55,7 +57,7 @@ char *text_read(const char *path, size_t *size, struct tril_error *err) {
     }
     if (!f || ferror(f)) {
         err->code = TRIL_ERR_IO;
-        snprintf(err->message, sizeof err->message, "%s cannot be read: %s", path, strerror(errno));
+        snprintf(err->message, sizeof err->message, "cannot read %s: %s", name, strerror(errno));
     }
     if (f && !input)
         fclose(f);

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "cli.h"
+#include "input.h"
 #include "json.h"
 #include "options.h"
 #include "tril/tokenizer.h"
@@ -26,48 +27,14 @@ fail(struct tril_error *err, tril_status st, const char *format, ...) {
     return st;
 }
 
-/* All of a stream, malloc'ed and NUL-terminated. */
-static tril_status read_all(FILE *in, const char *name, char **text, size_t *size,
-                            struct tril_error *err) {
-    size_t capacity = 1 << 16, used = 0;
-    char *buffer = malloc(capacity);
-    while (buffer) {
-        used += fread(buffer + used, 1, capacity - used - 1, in);
-        if (ferror(in)) {
-            free(buffer);
-            return fail(err, TRIL_ERR_IO, "cannot read %s: %s", name, strerror(errno));
-        }
-        if (feof(in))
-            break;
-        if (used + 1 < capacity)
-            continue;
-        char *grown = realloc(buffer, capacity *= 2);
-        if (!grown)
-            free(buffer);
-        buffer = grown;
-    }
-    if (!buffer)
-        return fail(err, TRIL_ERR_MEMORY, "not enough memory to read %s", name);
-    buffer[used] = '\0';
-    *text = buffer;
-    *size = used;
-    return TRIL_OK;
-}
-
 /* The text of the one file given, or of standard input. */
 static tril_status read_input(const struct option_list *files, char **text, size_t *size,
                               struct tril_error *err) {
     *text = NULL;
     if (files->count > 1)
         return fail(err, TRIL_ERR_ARGUMENT, "give one file, or none for standard input");
-    if (files->count == 0 || strcmp(files->values[0], "-") == 0)
-        return read_all(stdin, "standard input", text, size, err);
-    FILE *in = fopen(files->values[0], "rb");
-    if (!in)
-        return fail(err, TRIL_ERR_IO, "cannot read %s: %s", files->values[0], strerror(errno));
-    tril_status st = read_all(in, files->values[0], text, size, err);
-    fclose(in);
-    return st;
+    *text = text_read(files->count ? files->values[0] : "-", size, err);
+    return err->code;
 }
 
 /* Whether standard output took everything. */

@@ -49,9 +49,9 @@ static double count_pairs(const struct tril_attention *a, struct tril_error *err
 static tril_status describe(const struct tril_bench_attention_options *o, struct tril_attention *a,
                             struct tril_error *err) {
     enum dtype t = DT_F32;
-    if (o->dtype && (!dtype_parse(o->dtype, &t) || (t != DT_F32 && t != DT_BF16 && t != DT_F16)))
-        return error_set(err, TRIL_ERR_ARGUMENT, "the dtype is fp32, bf16 or fp16, not '%.40s'",
-                         o->dtype);
+    tril_status st = device_dtype(&t, o->dtype, err);
+    if (st != TRIL_OK)
+        return st;
     *a = tril_attention_defaults(o->batch, o->heads, o->seq, o->head_dim);
     a->kv_heads = o->kv_heads > 0 ? o->kv_heads : o->heads;
     a->keys = o->keys > 0 ? o->keys : o->seq;
@@ -63,7 +63,7 @@ static tril_status describe(const struct tril_bench_attention_options *o, struct
     a->tile_k = o->block_k;
     a->device = o->device;
     a->seed = 1;
-    tril_status st = attention_implementation_parse(o->implementation, &a->implementation, err);
+    st = attention_implementation_parse(o->implementation, &a->implementation, err);
     return st == TRIL_OK ? attention_check(a, err) : st;
 }
 

@@ -45,8 +45,8 @@ tril_status device_open(struct op_context *ctx, const char *name, struct tril_er
 tril_status device_dtype(enum dtype *out, const char *name, struct tril_error *err) {
     enum dtype t = *out;
     if (name && (!dtype_parse(name, &t) || (t != DT_F32 && t != DT_BF16 && t != DT_F16)))
-        return error_set(err, TRIL_ERR_ARGUMENT,
-                         "the dtype is bf16, fp32, fp16 or (on GPUs) tf32, not '%s'", name);
+        return error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16, fp32 or fp16, not '%.40s'",
+                         name);
     *out = t;
     return TRIL_OK;
 }

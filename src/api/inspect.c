@@ -106,11 +106,7 @@ tril_status tril_inspect_memory(const struct tril_model_source *source,
                        "--offload is for training with --device cuda: leave it out");
         goto done;
     }
-    if (o->dtype && !dtype_parse(o->dtype, &options.dtype)) {
-        st = error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16, fp32 or fp16, not '%s'",
-                       o->dtype);
-        goto done;
-    }
+    TRY(device_dtype(&options.dtype, o->dtype, err));
     if (options.dtype == DT_F16 && !backend->device) {
         st = error_set(err, TRIL_ERR_UNSUPPORTED,
                        "the CPU does not compute in fp16; choose bf16 or fp32, or --device cuda");

@@ -256,13 +256,20 @@ static tril_status check_range(const char *option, double value, double min, dou
                      value);
 }
 
-static tril_status check_choice(const char *option, const char *value, const char *a, const char *b,
-                                const char *c, struct tril_error *err) {
-    if (value && (strcmp(value, a) == 0 || strcmp(value, b) == 0 || (c && strcmp(value, c) == 0)))
-        return TRIL_OK;
-    return error_set(err, TRIL_ERR_ARGUMENT, "%s is %s, %s%s%s, not '%s'", option, a, b,
-                     c ? " or " : "", c ? c : "", value ? value : "");
+/* A value that is one of four names; NULL: of fewer. */
+static tril_status check_choice(const char *option, const char *value, const char *const names[4],
+                                struct tril_error *err) {
+    char list[96] = "";
+    for (int i = 0, n = 0; i < 4 && names[i]; i++) {
+        if (value && strcmp(value, names[i]) == 0)
+            return TRIL_OK;
+        const char *before = i == 0 ? "" : i == 3 || !names[i + 1] ? " or " : ", ";
+        n += snprintf(list + n, sizeof list - (size_t)n, "%s%s", before, names[i]);
+    }
+    return error_set(err, TRIL_ERR_ARGUMENT, "%s is %s, not '%s'", option, list,
+                     value ? value : "");
 }
+#define CHOICE(...) ((const char *const[4]){__VA_ARGS__})
 
 tril_status train_offload_parse(const char *name, bool *moments, bool *activations,
                                 struct tril_error *err) {
@@ -310,11 +317,10 @@ tril_status train_options_check(const struct tril_train_options *o, struct tril_
     TRY(check_range("--clip", o->clip, 0, 1e9, err));
     TRY(check_range("--valid-fraction", o->valid_fraction, 0, 0.9, err));
     TRY(check_range("--keep", (double)o->keep, 1, 1e6, err));
-    if (!o->dtype || strcmp(o->dtype, "tf32") != 0)
-        TRY(check_choice("--dtype", o->dtype, "bf16", "fp32", "fp16", err));
-    TRY(check_choice("--save-dtype", o->save_dtype, "fp32", "bf16", NULL, err));
-    TRY(check_choice("--order", o->order, "shuffled", "sequential", "streams", err));
-    TRY(check_choice("--recompute", o->recompute, "none", "selective", "full", err));
+    TRY(check_choice("--dtype", o->dtype, CHOICE("bf16", "fp32", "fp16", "tf32"), err));
+    TRY(check_choice("--save-dtype", o->save_dtype, CHOICE("fp32", "bf16"), err));
+    TRY(check_choice("--order", o->order, CHOICE("shuffled", "sequential", "streams"), err));
+    TRY(check_choice("--recompute", o->recompute, CHOICE("none", "selective", "full"), err));
     TRY(train_offload_parse(o->offload ? o->offload : "none", &moments, &activations, err));
     if ((moments || activations) && (!o->device || strcmp(o->device, "cuda") != 0)) {
         st = error_set(err, TRIL_ERR_ARGUMENT,
