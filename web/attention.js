@@ -312,8 +312,9 @@ function drawSides(g, p, words, x0, y0, x1, y1, cell) {
       g.fillText(clip(shown[j]), 0, 4);
       g.restore();
     } else {
+      const most = left + size + 8 - g.measureText(j).width / 2;
       g.textAlign = "center";
-      g.fillText(j, at, top + size + 16);
+      g.fillText(j, Math.min(at, most), top + size + 16);
     }
   }
 }

@@ -13,7 +13,8 @@ static tril_status no_memory(struct tril_error *err) {
     return error_set(err, TRIL_ERR_MEMORY, "not enough memory for a picture of attention");
 }
 
-/* Tokens as they can stand along a side: one line, no blanks around, at most 14 characters. */
+/* Tokens as they can stand along a side: one line, no blanks around, at most 14 characters; blanks
+ * alone are shown as such. */
 static char **names_make(const struct inspected *s) {
     char **names = calloc((size_t)s->tokens + 1, sizeof *names);
     for (int64_t i = 0; names && i < s->tokens; i++) {
@@ -31,6 +32,8 @@ static char **names_make(const struct inspected *s) {
             }
             if (*p == '\n')
                 n += (size_t)sprintf(names[i] + n, "↵");
+            else if (*p == ' ' && !p[1] && n == 0)
+                n += (size_t)sprintf(names[i] + n, "␣");
             else
                 names[i][n++] = *p;
         }
@@ -47,7 +50,7 @@ static tril_status one_head(const struct inspected *s, const struct tril_look_op
     float *values[3] = {NULL};
     uint8_t *mask = malloc(n);
     char **names = names_make(s), title[160];
-    double largest = 0;
+    double largest = 0, heaviest = 0;
     tril_status st = TRIL_OK;
     for (int i = 0; i < 3; i++)
         values[i] = malloc(n * sizeof(float));
@@ -69,6 +72,8 @@ static tril_status one_head(const struct inspected *s, const struct tril_look_op
         largest = fmax(largest, fabs((double)values[0][i]));
         if (!mask[i])
             values[2][i] = NAN;
+        else
+            heaviest = fmax(heaviest, (double)values[2][i]);
     }
     const bool square = l->rows == l->keys; /* else the keys are not the text's tokens alone */
     const char *const *along = square ? (const char *const *)names : NULL;
@@ -80,7 +85,7 @@ static tril_status one_head(const struct inspected *s, const struct tril_look_op
                                       .high = largest,
                                       .diverging = true},
                                      {.title = "mask", .values = values[1], .high = 1},
-                                     {.title = "softmax", .values = values[2]}};
+                                     {.title = "softmax", .values = values[2], .high = heaviest}};
     struct heat_map drawn[3];
     for (int i = 0; i < 3; i++) {
         drawn[i] = maps[i];
