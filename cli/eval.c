@@ -113,7 +113,7 @@ int cmd_eval(int argc, char **argv) {
         {.kind = OPTION_HEADING, .help = "How"},
         {"dtype", "TYPE", "arithmetic of the matrices", OPTION_CHOICE, &o.dtype, 0, 0,
          "fp32|bf16|fp16|tf32"},
-        {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|cuda|reference"},
+        DEVICE_OPTION(&o.device),
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 1024, NULL},
         {"json", NULL, "print one JSON object", OPTION_FLAG, &json, 0, 0, NULL},
     };

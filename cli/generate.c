@@ -89,7 +89,7 @@ int cmd_generate(int argc, char **argv) {
          "bf16|fp32|fp16|tf32"},
         {"kv-dtype", "TYPE", "of the key/value cache; q8: 8 bits (--dtype)", OPTION_CHOICE,
          &e.kv_dtype, 0, 0, "fp32|bf16|q8"},
-        {"device", "NAME", "", OPTION_CHOICE, &e.device, 0, 0, "cpu|cuda|reference"},
+        DEVICE_OPTION(&e.device),
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 1024, NULL},
         {"quiet", NULL, "no figures at the end", OPTION_FLAG, &quiet, 0, 0, NULL},
         {"json", NULL, "print the continuation as one JSON object", OPTION_FLAG, &json, 0, 0, NULL},

@@ -92,7 +92,7 @@ int cmd_inspect_smoothing(int argc, char **argv) {
         {"csv", "FILE", "the table", OPTION_STRING, &csv, 0, 0, NULL},
         {"dtype", "TYPE", "arithmetic of the pass", OPTION_CHOICE, &o.dtype, 0, 0,
          "fp32|bf16|fp16|tf32"},
-        {"device", "NAME", "", OPTION_CHOICE, &o.device, 0, 0, "cpu|cuda|reference"},
+        DEVICE_OPTION(&o.device),
         {"threads", "N", "0: all processors", OPTION_INT, &threads, 0, 1024, NULL},
         {"json", NULL, "print JSON", OPTION_FLAG, &json, 0, 0, NULL},
     };

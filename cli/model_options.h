@@ -12,6 +12,12 @@ struct model_flags {
     bool tied, untied, qk_norm, no_bias;
 };
 
+#define DEVICE_OPTION(out)                                                                         \
+    {                                                                                              \
+        "device", "NAME", "where it runs; cuda: an NVIDIA GPU", OPTION_CHOICE, out, 0, 0,          \
+            "cpu|cuda|reference"                                                                   \
+    }
+
 #define ABLATE_HELP                                                                                \
     "parts to switch off: mlp, attention, layer:L, head:L.H, residual, norm, q, scale, position"
 
@@ -59,11 +65,18 @@ struct model_flags {
         {"dim", "D", "width", OPTION_INT, &(o).dim, 1, 1e7, NULL},                                   \
         {"ffn", "F", "hidden width of the FFN", OPTION_INT, &(o).ffn, 1, 1e8, NULL},                 \
         {"context", "N", "longest sequence", OPTION_INT, &(o).context, 1, 1e8, NULL},                \
-        {"norm", "KIND", "", OPTION_CHOICE, &(o).norm, 0, 0, "layernorm|rmsnorm"},                   \
-        {"ffn-kind", "KIND", "", OPTION_CHOICE, &(o).ffn_kind, 0, 0, "none|mlp|gated"},              \
-        {"activation",    "NAME", "", OPTION_CHOICE,                                                 \
-         &(o).activation, 0,      0,  "relu|gelu|gelu-tanh|silu"},                                   \
-        {"position", "KIND", "", OPTION_CHOICE, &(o).position, 0, 0, "none|learned|rope|alibi"},     \
+        {"norm", "KIND", "of a block", OPTION_CHOICE, &(o).norm, 0, 0, "layernorm|rmsnorm"},         \
+        {"ffn-kind", "KIND", "of a block", OPTION_CHOICE, &(o).ffn_kind, 0, 0, "none|mlp|gated"},    \
+        {"activation",                                                                               \
+         "NAME",                                                                                     \
+         "of the FFN",                                                                               \
+         OPTION_CHOICE,                                                                              \
+         &(o).activation,                                                                            \
+         0,                                                                                          \
+         0,                                                                                          \
+         "relu|gelu|gelu-tanh|silu"},                                                                \
+        {"position",    "KIND", "of tokens", OPTION_CHOICE,                                          \
+         &(o).position, 0,      0,           "none|learned|rope|alibi"},                             \
         VIEW_OPTIONS(o),                                                                             \
         {"norm-eps", "X", "epsilon of the norms", OPTION_NUMBER, &(o).norm_eps, 0, 1, NULL},         \
         {"dropout", "P", "embeddings, attention, residual branches", OPTION_NUMBER, &(o).dropout, 0, \

@@ -144,13 +144,12 @@ static void print_help(const struct command *c) {
     }
     if (c->examples)
         printf("\nExamples\n%s\n", c->examples);
-    printf("\nExit codes: 0 success");
+    printf("\nExit codes\n  0  success\n");
 #define EXIT_CODE(name, value, text, code)                                                         \
     if (code)                                                                                      \
-        printf("; %d %s", code, text);
+        printf("  %d  %s\n", code, text);
     TRIL_STATUS_LIST(EXIT_CODE)
 #undef EXIT_CODE
-    printf(".\n");
 }
 
 static const struct option *find(const struct command *c, const char *name) {

@@ -12,11 +12,11 @@ int cmd_plot(int argc, char **argv) {
     const struct option options[] = {
         {"data", "FILE.csv", "a line of column names, then numbers; empty cells are gaps",
          OPTION_STRING, &o.data, 0, 0, NULL},
-        {"out", "FILE.svg", "", OPTION_STRING, &o.out, 0, 0, NULL},
+        {"out", "FILE.svg", "the picture", OPTION_STRING, &o.out, 0, 0, NULL},
         {"x", "COLUMN", "goes to the right (the first)", OPTION_STRING, &o.x, 0, 0, NULL},
-        {"title", "TEXT", "", OPTION_STRING, &o.title, 0, 0, NULL},
-        {"x-label", "TEXT", "", OPTION_STRING, &o.x_label, 0, 0, NULL},
-        {"y-label", "TEXT", "", OPTION_STRING, &o.y_label, 0, 0, NULL},
+        {"title", "TEXT", "above it", OPTION_STRING, &o.title, 0, 0, NULL},
+        {"x-label", "TEXT", "below it", OPTION_STRING, &o.x_label, 0, 0, NULL},
+        {"y-label", "TEXT", "beside it", OPTION_STRING, &o.y_label, 0, 0, NULL},
         {"log-x", NULL, "a logarithmic axis", OPTION_FLAG, &o.x_log, 0, 0, NULL},
         {"log-y", NULL, "a logarithmic axis", OPTION_FLAG, &o.y_log, 0, 0, NULL},
     };
