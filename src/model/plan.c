@@ -157,6 +157,26 @@ done:
     return st;
 }
 
+/* A token drawn from each of N rows of logits, by filters. */
+static tril_status draw_plan(struct model *m, int64_t N, struct tril_error *err) {
+    tril_status st;
+    void *at = NULL; /* of everything: nobody looks */
+    TRY(m->ctx->backend->alloc(&at, 1, false, "a prediction", err));
+    const struct sample_rows rows = {
+        .options = tensor_2d(at, DT_F32, N, SAMPLE_OPTIONS),
+        .top_k = tensor_1d(at, DT_I32, N),
+        .seed = tensor_1d(at, DT_I64, N),
+        .index = tensor_1d(at, DT_I64, N),
+        .token = tensor_1d(at, DT_I32, N),
+        .status = tensor_1d(at, DT_I32, N),
+        .log_probability = tensor_1d(at, DT_F32, N),
+    };
+    TRY(sample(m->ctx, tensor_2d(at, DT_F32, N, m->config.vocab), &rows, err));
+done:
+    m->ctx->backend->release(at);
+    return st;
+}
+
 /* A chunk of one sequence's prompt, and a token for each of all. */
 static tril_status inference_plan(struct model *m, struct workspace *w, int64_t slots,
                                   int64_t capacity, enum dtype dtype, struct tril_error *err) {
@@ -169,6 +189,7 @@ static tril_status inference_plan(struct model *m, struct workspace *w, int64_t 
     if (chunk > 1)
         TRY(inference_pass(m, w, cache, chunk, 1, err));
     TRY(inference_pass(m, w, cache, at_once, at_once, err));
+    TRY(draw_plan(m, at_once, err));
 done:
     kv_cache_free(cache);
     return st;

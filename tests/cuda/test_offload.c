@@ -279,6 +279,9 @@ static void predict_generation(bool llama, enum dtype t) {
     struct op_context ctx;
     struct model *m;
     struct session *s;
+    struct sampler *sampler;
+    const struct sampler_options filters = {
+        .temperature = 1, .top_k = 40, .top_p = 0.9, .repetition_penalty = 1};
     int32_t ids[CAPACITY] = {0};
     char what[64];
     OK(model_memory_plan(&c, &options, &wo, 1, CAPACITY, t, gpu, &plan, &err));
@@ -288,12 +291,15 @@ static void predict_generation(bool llama, enum dtype t) {
     OK(model_create(&m, &c, &options, &ctx, &err));
     OK(model_init(m, 1, &err));
     OK(session_create(&s, m, CAPACITY, CHUNK, &err));
+    OK(sampler_create(&sampler, &ctx, &filters, c.vocab, &err));
+    session_set_sampler(s, sampler);
     OK(session_sync(s, ids, CAPACITY - 2, NULL, &err));
     OK(session_step(s, 1, &err));
     OK(session_step(s, 1, &err));
     snprintf(what, sizeof what, "%s, %s, generation", llama ? "llama" : "gpt2", dtype_name(t));
     judge(what, plan.total, &before);
     session_free(s);
+    sampler_free(sampler);
     model_free(m);
     op_context_free(&ctx);
 }
