@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 struct emulated_blas {
     int opened;
@@ -235,21 +236,36 @@ static float tf32(float x) { /* 10 bits after the leading one */
     return x;
 }
 
+/* Element (row, k) of a factor at out[k * rows + row]. */
+static std::vector<float> factor(const void *p, const emulated_layout &l, bool by_row, int64_t rows,
+                                 int64_t K, bool rounds) {
+    std::vector<float> out((size_t)(rows * K));
+    for (int64_t k = 0; k < K; k++)
+        for (int64_t i = 0; i < rows; i++) {
+            float x = element(p, l.type, by_row ? k + i * l.ld : i + k * l.ld);
+            out[(size_t)(k * rows + i)] = rounds ? tf32(x) : x;
+        }
+    return out;
+}
+
 static void multiply(const emulated_matmul &m, float alpha, const void *a,
                      const emulated_layout &la, const void *b, const emulated_layout &lb,
                      float beta, const void *c, const emulated_layout &lc, void *d,
                      const emulated_layout &ld) {
     int64_t K = m.transpose_a ? la.rows : la.columns;
     bool rounds = m.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
-    for (int64_t j = 0; j < ld.columns; j++)
+    const std::vector<float> x = factor(a, la, m.transpose_a, ld.rows, K, rounds);
+    const std::vector<float> y = factor(b, lb, !m.transpose_b, ld.columns, K, rounds);
+    std::vector<float> column((size_t)ld.rows);
+    for (int64_t j = 0; j < ld.columns; j++) {
+        column.assign(column.size(), 0);
+        for (int64_t k = 0; k < K; k++) {
+            const float *from = &x[(size_t)(k * ld.rows)], by = y[(size_t)(k * ld.columns + j)];
+            for (size_t i = 0; i < column.size(); i++)
+                column[i] += from[i] * by;
+        }
         for (int64_t i = 0; i < ld.rows; i++) {
-            float sum = 0;
-            for (int64_t k = 0; k < K; k++) {
-                float x = element(a, la.type, m.transpose_a ? k + i * la.ld : i + k * la.ld);
-                float y = element(b, lb.type, m.transpose_b ? j + k * lb.ld : k + j * lb.ld);
-                sum += rounds ? tf32(x) * tf32(y) : x * y;
-            }
-            sum *= alpha;
+            float sum = alpha * column[(size_t)i];
             if (beta != 0)
                 sum += beta * element(c, lc.type, i + j * lc.ld);
             if (m.epilogue & BIASED)
@@ -260,6 +276,7 @@ static void multiply(const emulated_matmul &m, float alpha, const void *a,
                 sum = 0.5f * sum * (1 + tanhf(0.79788456f * (sum + 0.044715f * sum * sum * sum)));
             put(d, ld.type, i + j * ld.ld, sum);
         }
+    }
 }
 
 void emulated_host_work(void *stream, std::function<void()> work);

@@ -47,8 +47,10 @@ unsigned emulated_lane();
 int emulated_thread_index(); /* within the block */
 
 /* All lanes of `mask` hand in `size` bytes and get everybody's: entry of lane l at l * 64 bytes.
- * Valid until the warp's next exchange. */
+ * Valid until the lane waits again. The last lane to come first calls `combine`, which may put in
+ * their place what follows from all of them. */
 const unsigned char *emulated_exchange(unsigned mask, const void *value, size_t size,
-                                       const char *what);
+                                       const char *what,
+                                       void (*combine)(unsigned char *slots) = nullptr);
 
 #endif

@@ -285,37 +285,40 @@ static inline uint16_t emulated_load(uint64_t descriptor, int row, int k, bool a
     return v;
 }
 
-static inline void emulated_compute(const emulated_product &p, float *d) {
-    int lane = (int)emulated_lane(), warp = emulated_thread_index() / 32 % 4;
-    int quad = lane / 4, side = lane % 4;
-    float a[2][16];
-    if (p.registers) {
-        uint32_t mine[4];
-        memcpy(mine, p.registers, sizeof mine);
-        const unsigned char *all = emulated_exchange(0xffffffffu, mine, sizeof mine, "a product");
-        for (int r = 0; r < 2; r++)
-            for (int k = 0; k < 16; k++) {
-                uint32_t of[4];
-                memcpy(of, all + (quad * 4 + k % 8 / 2) * 64, sizeof of);
-                a[r][k] = p.value((uint16_t)(of[r + k / 8 * 2] >> 16 * (k % 2)));
-            }
-    } else {
-        for (int r = 0; r < 2; r++)
-            for (int k = 0; k < 16; k++)
-                a[r][k] = p.value(emulated_load(p.a, 16 * warp + quad + 8 * r, k, false));
-    }
-    for (int j = 0; j < p.columns / 8; j++)
-        for (int e = 0; e < 2; e++) {
-            float b[16];
-            for (int k = 0; k < 16; k++)
-                b[k] = p.value(emulated_load(p.b, 8 * j + 2 * side + e, k, p.across));
-            for (int r = 0; r < 2; r++) {
-                float sum = p.add ? d[4 * j + 2 * r + e] : 0;
-                for (int k = 0; k < 16; k++)
-                    sum += a[r][k] * b[k];
-                d[4 * j + 2 * r + e] = sum;
-            }
+/* A warp's 16 rows of a product: every lane hands in where its part is. */
+struct emulated_part {
+    const emulated_product *product;
+    float *d;
+};
+inline void emulated_compute_warp(unsigned char *slots) {
+    emulated_part part[32];
+    for (int l = 0; l < 32; l++)
+        memcpy(&part[l], slots + l * 64, sizeof part[l]);
+    const emulated_product &p = *part[0].product;
+    int warp = emulated_thread_index() / 32 % 4;
+    float a[16][16], b[256][16]; /* [row][k], [column][k] */
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 16; k++) {
+            const emulated_product &q = *part[row % 8 * 4 + k % 8 / 2].product;
+            a[row][k] =
+                p.value(q.registers ? (uint16_t)(q.registers[row / 8 + k / 8 * 2] >> 16 * (k % 2))
+                                    : emulated_load(p.a, 16 * warp + row, k, false));
         }
+    for (int j = 0; j < p.columns; j++)
+        for (int k = 0; k < 16; k++)
+            b[j][k] = p.value(emulated_load(p.b, j, k, p.across));
+    for (int l = 0; l < 32; l++)
+        for (int i = 0; i < p.columns / 2; i++) {
+            const float *x = a[l / 4 + 8 * (i / 2 % 2)], *y = b[8 * (i / 4) + 2 * (l % 4) + i % 2];
+            float sum = p.add ? part[l].d[i] : 0;
+            for (int k = 0; k < 16; k++)
+                sum += x[k] * y[k];
+            part[l].d[i] = sum;
+        }
+}
+static inline void emulated_compute(const emulated_product &p, float *d) {
+    emulated_part mine = {&p, d};
+    emulated_exchange(0xffffffffu, &mine, sizeof mine, "a product", emulated_compute_warp);
 }
 
 static inline void emulated_finish(int left) {
@@ -363,10 +366,11 @@ static inline float emulated_value(uint16_t bits) {
 static inline void emulated_issue(emulated_product p) {
     emulated_products &q = emulated_mine();
     uint64_t same[3] = {p.a, p.b, (uint64_t)p.add};
-    const unsigned char *all = emulated_exchange(0xffffffffu, same, sizeof same, "a product");
-    for (int l = 0; l < 32; l++)
-        if (memcmp(all + l * 64, same, sizeof same) != 0)
-            emulated_fault("a product whose matrices differ within a warp");
+    emulated_exchange(0xffffffffu, same, sizeof same, "a product", [](unsigned char *slots) {
+        for (int l = 1; l < 32; l++)
+            if (memcmp(slots + l * 64, slots, sizeof same) != 0)
+                emulated_fault("a product whose matrices differ within a warp");
+    });
     if (!q.begun)
         emulated_fault("a product without product_begin after the last product_wait");
     p.group = q.group;

@@ -10,28 +10,36 @@
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
 
-static inline void emulated_ldmatrix(uint32_t (&r)[4], const void *row, bool trans) {
+/* Lane l hands in the address of row l % 8 of matrix l / 8 and gets two elements of each matrix. */
+template <bool trans>
+static inline void emulated_fetch(unsigned char *slots) {
+    uint16_t e[4][8][8];
+    for (unsigned l = 0; l < 32; l++) {
+        const void *row;
+        memcpy(&row, slots + l * 64, sizeof row);
+        memcpy(e[l / 8][l % 8], row, 16);
+    }
+    for (unsigned l = 0; l < 32; l++)
+        for (unsigned m = 0; m < 4; m++) {
+            unsigned y = l / 4, x = 2 * (l % 4);
+            uint16_t two[2] = {trans ? e[m][x][y] : e[m][y][x],
+                               trans ? e[m][x + 1][y] : e[m][y][x + 1]};
+            memcpy(slots + l * 64 + 4 * m, two, 4);
+        }
+}
+template <bool trans>
+static inline void emulated_ldmatrix(uint32_t (&r)[4], const void *row) {
     if ((uintptr_t)row % 16)
         emulated_fault("ldmatrix from an address that is not a multiple of 16");
-    unsigned lane = emulated_lane();
-    const unsigned char *all = emulated_exchange(0xffffffffu, &row, sizeof row, "ldmatrix");
-    const unsigned char *rows[32];
-    for (unsigned l = 0; l < 32; l++)
-        memcpy(&rows[l], all + l * 64, sizeof rows[l]);
-    for (unsigned m = 0; m < 4; m++)
-        for (unsigned half = 0; half < 2; half++) {
-            unsigned y = lane / 4, x = 2 * (lane % 4) + half;
-            uint16_t e;
-            memcpy(&e, trans ? rows[8 * m + x] + 2 * y : rows[8 * m + y] + 2 * x, 2);
-            r[m] = half ? r[m] | (uint32_t)e << 16 : e;
-        }
-    __syncwarp(); /* others may write these rows only when all have read them */
+    const unsigned char *all =
+        emulated_exchange(0xffffffffu, &row, sizeof row, "ldmatrix", emulated_fetch<trans>);
+    memcpy(r, all + emulated_lane() * 64, sizeof r);
 }
 static inline void mma_load(uint32_t (&r)[4], const void *row) {
-    emulated_ldmatrix(r, row, false);
+    emulated_ldmatrix<false>(r, row);
 }
 static inline void mma_load_trans(uint32_t (&r)[4], const void *row) {
-    emulated_ldmatrix(r, row, true);
+    emulated_ldmatrix<true>(r, row);
 }
 
 template <typename T>
@@ -43,27 +51,42 @@ static inline float emulated_half_of(uint32_t r, unsigned half) {
     else
         return __bfloat162float(x);
 }
+/* What a lane hands in, and gets back in its place. */
+struct emulated_fragments {
+    float c[4];
+    uint32_t a[4], b[2];
+};
+template <typename T>
+static inline void emulated_mma(unsigned char *slots) {
+    float a[16][16], b[8][16]; /* [row][k], [column][k] */
+    emulated_fragments f;
+    for (unsigned l = 0; l < 32; l++) {
+        memcpy(&f, slots + l * 64, sizeof f);
+        unsigned g = l / 4, k = 2 * (l % 4);
+        for (unsigned i = 0; i < 8; i++) { /* register i / 2, half i % 2 */
+            a[g + i / 2 % 2 * 8][k + i / 4 * 8 + i % 2] = emulated_half_of<T>(f.a[i / 2], i % 2);
+            if (i < 4)
+                b[g][k + i / 2 * 8 + i % 2] = emulated_half_of<T>(f.b[i / 2], i % 2);
+        }
+    }
+    for (unsigned l = 0; l < 32; l++) {
+        memcpy(&f, slots + l * 64, sizeof f);
+        for (unsigned i = 0; i < 4; i++) {
+            const float *x = a[l / 4 + i / 2 * 8], *y = b[2 * (l % 4) + i % 2];
+            double sum = f.c[i];
+            for (unsigned k = 0; k < 16; k++)
+                sum += (double)x[k] * (double)y[k];
+            f.c[i] = (float)sum;
+        }
+        memcpy(slots + l * 64, f.c, sizeof f.c);
+    }
+}
 template <typename T>
 static inline void mma_product(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    unsigned lane = emulated_lane(), g = lane / 4, t = lane % 4;
-    uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-    const unsigned char *all = emulated_exchange(0xffffffffu, mine, sizeof mine, "mma.sync");
-    auto reg = [&](unsigned l, unsigned i) {
-        uint32_t r;
-        memcpy(&r, all + l * 64 + 4 * i, 4);
-        return r;
-    };
-    for (unsigned i = 0; i < 4; i++) {
-        unsigned row = g + i / 2 * 8, column = 2 * t + i % 2;
-        double sum = c[i];
-        for (unsigned k = 0; k < 16; k++) {
-            unsigned from = row % 8 * 4 + k % 8 / 2;
-            float x = emulated_half_of<T>(reg(from, row / 8 + k / 8 * 2), k % 2);
-            float y = emulated_half_of<T>(reg(column * 4 + k % 8 / 2, 4 + k / 8), k % 2);
-            sum += (double)x * (double)y;
-        }
-        c[i] = (float)sum;
-    }
+    emulated_fragments f = {{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+    const unsigned char *all =
+        emulated_exchange(0xffffffffu, &f, sizeof f, "mma.sync", emulated_mma<T>);
+    memcpy(c, all + emulated_lane() * 64, sizeof c);
 }
 
 static inline float exp2_fast(float x) {

@@ -114,14 +114,14 @@ static cudaError_t block_make(void **out, size_t bytes, bool host) {
     if (p == (char *)MAP_FAILED)
         return cudaErrorMemoryAllocation;
     p += page();
-    blocks[p] = {bytes, pages, host};
     used += host ? 0 : pages;
-    {
-        device_open_for_now open;
-        /* What nobody has written is NaN; not all of what is large: pages that nobody touched cost
-         * nothing to protect. */
-        memset(p, 0xff, pages < FILLED ? pages : FILLED);
-    }
+    /* What nobody has written is NaN; not all of what is large: pages that nobody touched cost
+     * nothing to protect. */
+    mprotect(p, pages, PROT_READ | PROT_WRITE);
+    memset(p, 0xff, pages < FILLED ? pages : FILLED);
+    if (opened == 0)
+        mprotect(p, pages, PROT_NONE);
+    blocks[p] = {bytes, pages, host};
     /* The end at the next page, as far as 256-byte alignment lets it. */
     *out = p + (pages - bytes) / 256 * 256;
     return cudaSuccess;
