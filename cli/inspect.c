@@ -200,10 +200,11 @@ static void visit_shape(void *arg, int layer, const char *name, int rank, const 
     printf("  %-36s %-24s %s\n", name, text, dtype);
 }
 
-static tril_status show_shapes(const struct tril_model_source *source, int64_t seq,
-                               const char *dtype, bool all, bool json, struct tril_error *err) {
+static tril_status show_shapes(const struct tril_model_source *source,
+                               const struct tril_memory_options *m, bool all, bool json,
+                               struct tril_error *err) {
     struct shape_list l = {.json = json, .all = all, .rows = json ? json_array() : NULL};
-    tril_status st = tril_inspect_shapes(source, seq, dtype, visit_shape, &l, err);
+    tril_status st = tril_inspect_shapes(source, m->seq, m->dtype, m->device, visit_shape, &l, err);
     if (json && st == TRIL_OK)
         json_print(l.rows);
     else
@@ -212,7 +213,7 @@ static tril_status show_shapes(const struct tril_model_source *source, int64_t s
         return st;
     struct tril_model_info i;
     struct tril_counts counts;
-    st = tril_inspect_params(source, seq, &i, &counts, err);
+    st = tril_inspect_params(source, m->seq, &i, &counts, err);
     if (st == TRIL_OK)
         printf("\n  a token in attention: %lld -> %lld x %lld -> %lld\n", (long long)i.dim,
                (long long)i.heads, (long long)i.head_dim, (long long)i.dim);
@@ -324,7 +325,8 @@ int cmd_inspect(int argc, char **argv) {
          NULL},
         {"dtype", "TYPE", "weights and activations", OPTION_CHOICE, &m.dtype, 0, 0,
          "bf16|fp32|fp16"},
-        {"device", "NAME", "whose memory (cpu)", OPTION_CHOICE, &m.device, 0, 0, "cpu|cuda"},
+        {"device", "NAME", "whose memory; where the pass of --shapes runs (cpu)", OPTION_CHOICE,
+         &m.device, 0, 0, "cpu|cuda"},
         {"kv-dtype", "TYPE", "of the key/value cache (--dtype)", OPTION_CHOICE, &m.kv_dtype, 0, 0,
          "fp32|bf16|q8"},
         {"recompute", "WHAT", "activations computed again", OPTION_CHOICE, &m.recompute, 0, 0,
@@ -356,7 +358,7 @@ int cmd_inspect(int argc, char **argv) {
     m.training = !inference;
     tril_status st = TRIL_OK;
     if (shapes)
-        st = show_shapes(&source, m.seq, m.dtype, all, json, &err);
+        st = show_shapes(&source, &m, all, json, &err);
     if (st == TRIL_OK && (memory || inference)) {
         if (m.seq <= 0) {
             struct tril_model_info info;

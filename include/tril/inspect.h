@@ -60,13 +60,13 @@ tril_status tril_inspect_memory(const struct tril_model_source *source,
                                 const struct tril_memory_options *options,
                                 struct tril_memory *memory, struct tril_error *err);
 
-/* Calls `visit` for every tensor of one real forward pass over T tokens. layer is -1 outside the
- * blocks; shape has `rank` entries. */
+/* Calls `visit` for every tensor of one real forward pass over T tokens on `device` ("cpu", which
+ * NULL means, or "cuda"). layer is -1 outside the blocks; shape has `rank` entries. */
 typedef void tril_shape_visit(void *arg, int layer, const char *name, int rank,
                               const int64_t *shape, const char *dtype);
 tril_status tril_inspect_shapes(const struct tril_model_source *source, int64_t T,
-                                const char *dtype, tril_shape_visit *visit, void *arg,
-                                struct tril_error *err);
+                                const char *dtype, const char *device, tril_shape_visit *visit,
+                                void *arg, struct tril_error *err);
 
 /* ------------------------------------------------------------------ weights */
 

@@ -158,8 +158,8 @@ static void trace(void *arg, int layer, const char *name, const struct tensor *t
 }
 
 tril_status tril_inspect_shapes(const struct tril_model_source *source, int64_t T,
-                                const char *dtype, tril_shape_visit *visit, void *arg,
-                                struct tril_error *err) {
+                                const char *dtype, const char *device, tril_shape_visit *visit,
+                                void *arg, struct tril_error *err) {
     struct op_context ctx = {0};
     struct model_config c;
     struct model *m = NULL;
@@ -168,10 +168,8 @@ tril_status tril_inspect_shapes(const struct tril_model_source *source, int64_t 
     struct model_options options = {.dtype = DT_BF16};
     struct shape_trace s = {visit, arg};
     tril_status st = TRIL_OK;
-    if (dtype && !dtype_parse(dtype, &options.dtype))
-        return error_set(err, TRIL_ERR_ARGUMENT, "the dtype is bf16 or fp32, not '%s'", dtype);
     TRY(source_config(source, &c, err));
-    TRY(device_open(&ctx, "cpu", err));
+    TRY(device_open_as(&ctx, device, dtype, &options.dtype, err));
     if (source->model) {
         options.overrides = &source->overrides;
         TRY(model_load(&m, source->model, &options, &ctx, err));

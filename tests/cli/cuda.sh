@@ -92,6 +92,7 @@ for device in cpu cuda; do
     "$emulated" generate --device $device --model "$model" --dtype fp32 --prompt "the cat" --max-tokens 6 --temperature 0.9 \
         --top-k 50 --top-p 0.95 --repetition-penalty 1.1 --seed 3 --quiet >"$dir/$device.drawn"
     "$emulated" inspect attention --device $device --model "$model" --prompt "the cat sees" --json >"$dir/$device.look"
+    "$emulated" inspect --shapes --device $device --model "$model" --seq 8 --all --json >"$dir/$device.shapes"
 done
 alike eval loss bits_per_byte
 # tf32 rounds factors to 11 bits: near, and not the same
@@ -100,6 +101,8 @@ awk -F'[:,]' '/"loss"/ { x[++n] = $2 } END { d = x[2] / x[1] - 1; exit !(n == 2 
 cmp "$dir/cpu.text" "$dir/cuda.text" || fail "another greedy text on the GPU"
 cmp "$dir/cpu.drawn" "$dir/cuda.drawn" || fail "another text drawn on the GPU"
 alike look entropy
+grep -q '"attention / q"' "$dir/cuda.shapes" || fail "no shapes on the GPU"
+cmp "$dir/cpu.shapes" "$dir/cuda.shapes" || fail "other shapes on the GPU"
 
 # ---- attention by itself (its numbers: tests/cuda/test_attention_calls.c)
 in=$(dirname "$0")/../golden/attention/02-in.safetensors
@@ -138,7 +141,7 @@ if "$tril" version | grep -q 'sm_'; then
     exit 0
 fi
 for command in "attention --qkv $in --out $dir/x" "bench attention" "bench decode" "lab run mha-grid --out $dir/lab" "eval --model $model --data $dir/text.txt" \
-    "generate --model $model --prompt a" "inspect attention --model $model --prompt a" \
+    "generate --model $model --prompt a" "inspect --shapes --model $model" "inspect attention --model $model --prompt a" \
     "train --data $dir/text.txt --tokenizer $dir/tok.json --layers 1 --dim 16 --heads 2 --out $dir/x"; do
     code=0
     # shellcheck disable=SC2086 # several words
