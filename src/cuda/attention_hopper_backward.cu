@@ -364,6 +364,7 @@ __device__ __forceinline__ void keys_consume(const backward_call &c, char *memor
         if (steps > 0)
             release(&b->a_empty[(count - 1) % STAGES]);
         int row = w.at + own, end = w.end, head = w.head;
+        __syncwarp(); /* all lanes have read the work */
         release(&b->kept_empty);
         const float one[2] = {1, 1}, scale[2] = {a.scale, a.scale};
         write_rows<T>(dv, one, (T *)c.dv + head * c.dv_head, c.dv_row, row, end);
@@ -576,6 +577,7 @@ __device__ __forceinline__ void rows_consume(const backward_call &c, char *memor
         if (steps > 0)
             release(&b->a_empty[(count + (unsigned)steps - 1) % STAGES]);
         count += (unsigned)steps;
+        __syncwarp(); /* all lanes have read the work */
         release(&b->kept_empty);
         const float scale[2] = {a.scale, a.scale};
         write_rows<T>(dq, scale, (T *)c.dq + head * c.dq_head, c.dq_row, row, end);

@@ -310,6 +310,7 @@ __device__ __forceinline__ void forward_consume(const forward_call &c, char *mem
             release(&b->v_empty[at]);
             count += (unsigned)w.blocks;
         } else {
+            __syncwarp(); /* all lanes have read the work */
             release(&b->q_empty);
         }
 

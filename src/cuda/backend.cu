@@ -21,6 +21,7 @@ extern "C" {
 /* ------------------------------------------------------------------ errors */
 
 tril_status cuda_failed(cudaError_t e, const char *what, struct tril_error *err) {
+    (void)cudaGetLastError(); /* or the next launch would report it again */
     if (e == cudaErrorMemoryAllocation)
         return error_set(err, TRIL_ERR_MEMORY,
                          "the GPU has not enough memory for %s; use a smaller batch or context",
@@ -334,6 +335,8 @@ static tril_status plan(struct op_context *out, int64_t *fixed, struct tril_erro
     c->processors = here ? d.processors : 132;
     c->capability = here ? 10 * d.major + d.minor : 90;
     c->shared_most = 227 << 10;
+    if (here)
+        cudaDeviceGetAttribute(&c->shared_most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
     op_context_imagine(out, &imaginary, c);
     *fixed = BLAS_WORKSPACE;
     return TRIL_OK;

@@ -81,6 +81,7 @@ __device__ __forceinline__ float cut_list(found_key *list, int n, int top) {
         const bool keep =
             x + lane < n && (u > worst || (u == worst && __popc(same & before) < equal));
         const unsigned kept_here = __ballot_sync(0xffffffffu, keep);
+        __syncwarp(); /* (a ballot does not order memory) */
         if (keep) {
             list[kept + __popc(kept_here & before)] = key; /* never beyond what was read */
             least = fminf(least, key.score);
@@ -91,6 +92,10 @@ __device__ __forceinline__ float cut_list(found_key *list, int n, int top) {
     }
     return -warp_max(-least);
 }
+
+/* Shared memory beside the lists, and that is not asked for at the launch. */
+static const int SEARCH_BYTES = (2 * SLICE_FLOATS + TILE_FLOATS) * 4,
+                 SEARCH_STATIC_BYTES = (4 * TILE + 2) * 4;
 
 template <typename T>
 __global__ void __launch_bounds__(TILE_THREADS, 2) memory_search_kernel(memory_call<T> c) {
@@ -268,7 +273,9 @@ static void memory_plan(const struct cuda_state *gpu, memory_shape *s) {
     const int group = s->heads / s->kv_heads;
     s->room = (s->top + TILE + TILE - 1) / TILE * TILE + TILE;
     s->tile = TILE;
-    while (s->tile > 1 && (int64_t)s->tile * s->room * (int64_t)sizeof(found_key) > 64 << 10)
+    const int64_t free = gpu->shared_most - SEARCH_BYTES - SEARCH_STATIC_BYTES;
+    while (s->tile > 1 && (int64_t)s->tile * s->room * (int64_t)sizeof(found_key) >
+                              (free < 64 << 10 ? free : 64 << 10))
         s->tile /= 2;
     int64_t tiles = ((int64_t)s->rows * group + s->tile - 1) / s->tile * s->kv_heads;
     int64_t shares = tiles > 0 ? 4 * gpu->processors / tiles : 1;
@@ -308,8 +315,7 @@ OP_FN(memory_attention_forward) {
         cuda_scratch(ctx, name, lists * (s.top * (int64_t)sizeof(found_key) + 4), &found, err));
     const int64_t rows = (int64_t)s.rows * (s.heads / s.kv_heads);
     const int64_t tiles = (rows + s.tile - 1) / s.tile + s.sequences;
-    const size_t shared = (size_t)(2 * SLICE_FLOATS + TILE_FLOATS) * 4 +
-                          (size_t)s.tile * (size_t)s.room * sizeof(found_key);
+    const size_t shared = SEARCH_BYTES + (size_t)s.tile * (size_t)s.room * sizeof(found_key);
     FOR_DTYPE(args[Q].dtype, T, {
         memory_call<T> c = {s,
                             heads3_of<const T>(args[Q]),
