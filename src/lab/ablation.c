@@ -119,7 +119,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
                                .dim = lab_choose(l, 64, 128),
                                .heads = 4,
                                .seq = lab_choose(l, 32, 64),
-                               .batch = lab_choose(l, 16, 16),
+                               .batch = lab_choose(l, 8, 16),
                                .activation = ACT_GELU_TANH};
     struct corpus text = {0};
     struct trial out[VARIANTS];
@@ -234,6 +234,6 @@ done:
 
 const struct lab_experiment lab_ablation = {
     {"ablation", "without MLP, residual, norm, Q, scale, tying; gradients by depth; GELU and ReLU",
-     "M7", 15, 240, true, false},
+     "M7", 8, 240, true, false},
     "Leaving parts out",
     run};

@@ -15,7 +15,7 @@ static tril_status measure(struct lab *l, int64_t T, int64_t D, enum dtype dtype
                            enum layer_attention attention, struct timing *out, float **y,
                            struct tril_error *err) {
     struct lab_timing how = {
-        .warm = 3, .runs = 50, .seconds = (double)lab_choose(l, 1, 5), .wait = l->ctx};
+        .warm = 3, .runs = 50, .seconds = l->size == TRIL_LAB_QUICK ? 0.5 : 5, .wait = l->ctx};
     struct layer x = {0};
     struct lab_times times;
     tril_status st = TRIL_OK;
@@ -158,6 +158,6 @@ done:
 }
 
 const struct lab_experiment lab_block_time = {
-    {"block-time", "a block with standard, fused and flash attention", "E4", 14, 100, false, true},
+    {"block-time", "a block with standard, fused and flash attention", "E4", 8, 100, false, true},
     "A block's time by its attention",
     run};

@@ -16,7 +16,7 @@ static tril_status run(struct lab *l, struct tril_error *err) {
     bool quick = l->size == TRIL_LAB_QUICK;
     struct lab_timing how = {.warm = 50,
                              .runs = 500,
-                             .seconds = quick                      ? 0.2
+                             .seconds = quick                      ? 0.1
                                         : l->size == TRIL_LAB_FULL ? 1.5
                                                                    : 60,
                              .wait = l->ctx};
@@ -110,7 +110,7 @@ done:
 }
 
 const struct lab_experiment lab_mha_grid = {
-    {"mha-grid", "multi-head attention over batch, length, heads and dtype", "E3", 12, 170, false,
+    {"mha-grid", "multi-head attention over batch, length, heads and dtype", "E3", 6, 170, false,
      true},
     "The multi-head attention grid",
     run};

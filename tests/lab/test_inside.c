@@ -1,4 +1,4 @@
-// ctest: timeout=900
+// ctest: timeout=900 threads=1
 /* The lab's experiments on what goes on inside: ablations, smoothing, probes. */
 #include "lab/lab_support.h"
 

@@ -1,4 +1,4 @@
-// ctest: timeout=900
+// ctest: timeout=900 threads=1
 /* The lab's experiments that train models alike: exact implementations agree, positions behave at
  * lengths they were not trained on. */
 #include "lab/lab_support.h"

@@ -1,4 +1,4 @@
-// ctest: timeout=900
+// ctest: timeout=900 threads=1
 /* The lab's experiments on how far back is seen: retrieval by distance, streams, the longest
  * context. */
 #include "lab/lab_support.h"

@@ -122,6 +122,11 @@ static inline void amx_store(int t, void *p, int64_t bytes) {
     for (int r = 0; r < amx_state.config.rows[t]; r++)
         memcpy((char *)p + r * bytes, amx_state.data[t][r], amx_state.config.bytes[t]);
 }
+/* Vectors that the processor has: the compiler makes poor code of wider ones. */
+enum { AMX_PART = 8, AMX_PARTS = 2 };
+typedef float amx_floats __attribute__((vector_size(4 * AMX_PART)));
+typedef uint32_t amx_words __attribute__((vector_size(4 * AMX_PART)));
+
 /* In the manual's order: even and odd products summed apart, then together, then onto c. */
 static inline void amx_dot_bf16(int c, int a, int b) {
     amx_check_tile(a);
@@ -132,20 +137,30 @@ static inline void amx_dot_bf16(int c, int a, int b) {
     amx_check(g->rows[c] == g->rows[a] && g->bytes[c] == g->bytes[b] &&
                   g->bytes[a] == 4 * g->rows[b] && g->bytes[c] % 4 == 0,
               "tiles whose shapes do not fit a product");
-    for (int m = 0; m < g->rows[c]; m++) {
-        vf even = vf_zero(), odd = vf_zero(), sum;
-        for (int k = 0; k < g->bytes[a] / 4; k++) {
-            uint32_t pair;
-            vu unit;
-            memcpy(&pair, amx_state.data[a][m] + 4 * k, 4);
-            memcpy(&unit, amx_state.data[b][k], 64);
-            even += vf_set(bf16_to_f32((uint16_t)pair)) * (vf)(unit << 16);
-            odd += vf_set(bf16_to_f32((uint16_t)(pair >> 16))) *
-                   (vf)(unit & (vu)vi_set((int32_t)0xffff0000u));
+    const int K = g->bytes[a] / 4;
+    amx_floats even_b[16][AMX_PARTS], odd_b[16][AMX_PARTS];
+    for (int k = 0; k < K; k++) {
+        amx_words unit[AMX_PARTS];
+        memcpy(unit, amx_state.data[b][k], sizeof unit);
+        for (int h = 0; h < AMX_PARTS; h++) {
+            even_b[k][h] = (amx_floats)(unit[h] << 16);
+            odd_b[k][h] = (amx_floats)(unit[h] & 0xffff0000u);
         }
-        memcpy(&sum, amx_state.data[c][m], 64);
-        sum += even + odd;
-        memcpy(amx_state.data[c][m], &sum, g->bytes[c]);
+    }
+    for (int m = 0; m < g->rows[c]; m++) {
+        amx_floats even[AMX_PARTS] = {{0}}, odd[AMX_PARTS] = {{0}}, sum[AMX_PARTS];
+        for (int k = 0; k < K; k++) {
+            uint16_t pair[2];
+            memcpy(pair, amx_state.data[a][m] + 4 * k, sizeof pair);
+            for (int h = 0; h < AMX_PARTS; h++) {
+                even[h] += bf16_to_f32(pair[0]) * even_b[k][h];
+                odd[h] += bf16_to_f32(pair[1]) * odd_b[k][h];
+            }
+        }
+        memcpy(sum, amx_state.data[c][m], sizeof sum);
+        for (int h = 0; h < AMX_PARTS; h++)
+            sum[h] += even[h] + odd[h];
+        memcpy(amx_state.data[c][m], sum, g->bytes[c]);
     }
 }
 #define AMX_ZERO(t) amx_zero(t)
