@@ -28,7 +28,7 @@ struct matrices {
 /* ------------------------------------------------------------------ kernels */
 
 /* A row and head: scores with all that changes them, softmax, lse. */
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 8) /* fewer registers than that spill */
     materialised_softmax_kernel(const __grid_constant__ attention_view a,
                                 const __grid_constant__ attention_tile t,
                                 const __grid_constant__ matrices x) {

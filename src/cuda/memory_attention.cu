@@ -93,9 +93,8 @@ __device__ __forceinline__ float cut_list(found_key *list, int n, int top) {
     return -warp_max(-least);
 }
 
-/* Shared memory beside the lists, and that is not asked for at the launch. */
-static const int SEARCH_BYTES = (2 * SLICE_FLOATS + TILE_FLOATS) * 4,
-                 SEARCH_STATIC_BYTES = (4 * TILE + 2) * 4;
+/* Shared memory beside the lists: asked for, and declared (to the next 1024). */
+static const int SEARCH_BYTES = (2 * SLICE_FLOATS + TILE_FLOATS) * 4, SEARCH_DECLARED = 2048;
 
 template <typename T>
 __global__ void __launch_bounds__(TILE_THREADS, 2) memory_search_kernel(memory_call<T> c) {
@@ -273,7 +272,7 @@ static void memory_plan(const struct cuda_state *gpu, memory_shape *s) {
     const int group = s->heads / s->kv_heads;
     s->room = (s->top + TILE + TILE - 1) / TILE * TILE + TILE;
     s->tile = TILE;
-    const int64_t free = gpu->shared_most - SEARCH_BYTES - SEARCH_STATIC_BYTES;
+    const int64_t free = gpu->shared_most - SEARCH_BYTES - SEARCH_DECLARED;
     while (s->tile > 1 && (int64_t)s->tile * s->room * (int64_t)sizeof(found_key) >
                               (free < 64 << 10 ? free : 64 << 10))
         s->tile /= 2;

@@ -21,6 +21,24 @@ static int call(struct op_run *r, enum op_weight_mode mode, const char *what) {
     return st != TRIL_OK;
 }
 
+#if defined(TEST_RACES)
+/* Under the thread sanitizer, a hundred times slower: a few cases, and of these only calls, on
+ * aligned memory and on other, for which kernels differ. The sanitizer is the judge. */
+enum { FEW = 30 };
+int op_backend_case(const struct op_info *info, int index, const struct op_case *c) {
+    char what[512];
+    int faults = 0;
+    snprintf(what, sizeof what, "%s", op_case_describe(info, index, c));
+    for (int shifted = 0; shifted < 2; shifted++) {
+        struct op_run run;
+        op_run_create(&run, info, c, shifted ? PLACE_AFTER_START : PLACE_AT_END, false);
+        faults += call(&run, WEIGHT_PLAIN, what);
+        op_run_free(&run);
+    }
+    return faults;
+}
+#else
+enum { FEW = 1 << 30 };
 int op_backend_case(const struct op_info *info, int index, const struct op_case *c) {
     char what[512];
     snprintf(what, sizeof what, "%s", op_case_describe(info, index, c));
@@ -51,6 +69,8 @@ int op_backend_case(const struct op_info *info, int index, const struct op_case 
     return faults;
 }
 
+#endif
+
 /* The same case in fp16, where it is one in bf16: device backends take both. */
 static bool as_fp16(const struct op_info *info, struct op_case *c) {
     bool changed = c->act == DT_BF16;
@@ -66,8 +86,14 @@ static bool as_fp16(const struct op_info *info, struct op_case *c) {
 
 static void check(const struct op_info *info) {
     struct op_case c;
-    int cases = 0, faults = 0;
-    for (int index = 0; info->test_case(index, &c) && faults < 50; index++, cases++) {
+    int cases = 0, faults = 0, all = 0;
+    while (info->test_case(all, &c))
+        all++;
+    for (int index = 0; info->test_case(index, &c) && faults < 50; index++) {
+        /* Multiples of the golden ratio fall everywhere, whatever the list goes round in. */
+        if ((uint32_t)index * 2654435769u >= ((uint64_t)FEW << 32) / (uint64_t)all)
+            continue;
+        cases++;
         faults += op_backend_case(info, index, &c);
         if (as_fp16(info, &c)) {
             faults += op_backend_case(info, index, &c);

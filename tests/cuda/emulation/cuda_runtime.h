@@ -53,7 +53,7 @@ static inline void __syncthreads() {
 }
 static inline void __syncwarp(unsigned mask = 0xffffffffu) {
     char nothing = 0;
-    emulated_exchange(mask, &nothing, 1, "__syncwarp");
+    emulated_exchange(mask, &nothing, 1, "__syncwarp", nullptr, true);
 }
 template <typename T>
 static inline T emulated_from(unsigned mask, T value, unsigned lane, bool inside,
@@ -118,8 +118,11 @@ static inline int __syncthreads_and(int predicate) {
 
 /* ------------------------------------------------------------------ memory */
 
+/* Atomics order nothing but themselves, as on a GPU; fences order, and both sides need one. */
 static inline void __threadfence() {
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    static char order;
+    emulated_order(&order, false);
+    emulated_order(&order, true);
 }
 static inline void __threadfence_block() {
     __threadfence();
@@ -128,14 +131,18 @@ template <typename T>
 static inline T __ldg(const T *p) {
     return *p;
 }
-template <typename T>
-static inline T emulated_add(T *p, T v) {
-    emulated_order((void *)p, false);
-    T old = *p;
-    *p = old + v;
-    emulated_order((void *)p, true);
+template <typename T, typename F>
+static inline T emulated_atomic(T *p, F change) { /* (fibers do not preempt each other) */
+    T old, now;
+    __atomic_load(p, &old, __ATOMIC_RELAXED);
+    now = change(old);
+    __atomic_store(p, &now, __ATOMIC_RELAXED);
     emulated_progress();
     return old;
+}
+template <typename T>
+static inline T emulated_add(T *p, T v) {
+    return emulated_atomic(p, [v](T old) { return old + v; });
 }
 static inline float atomicAdd(float *p, float v) {
     return emulated_add(p, v);
@@ -153,14 +160,10 @@ static inline unsigned long long atomicAdd(unsigned long long *p, unsigned long 
     return emulated_add(p, v);
 }
 static inline int atomicMax(int *p, int v) {
-    int old = emulated_add(p, 0);
-    *p = old > v ? old : v;
-    return old;
+    return emulated_atomic(p, [v](int old) { return old > v ? old : v; });
 }
 static inline unsigned atomicInc(unsigned *p, unsigned most) {
-    unsigned old = emulated_add(p, 0u);
-    *p = old >= most ? 0 : old + 1;
-    return old;
+    return emulated_atomic(p, [most](unsigned old) { return old >= most ? 0 : old + 1; });
 }
 
 /* ------------------------------------------------------------------ arithmetic */

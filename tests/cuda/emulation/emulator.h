@@ -10,8 +10,8 @@
  *   - shared memory begins as NaNs and is poisoned again before every block;
  *   - memory of the "device" is inaccessible to the host's code (it faults), and the host's memory
  *     that was not registered is not checked; every allocation ends at an inaccessible page;
- *   - with the thread sanitizer fibers are threads to it, and only barriers, shuffles and atomics
- *     order them: a missing __syncthreads is a reported race. */
+ *   - with the thread sanitizer fibers are threads to it, and only barriers and fences order them:
+ * a missing __syncthreads or __syncwarp is a reported race. */
 #ifndef EMULATION_EMULATOR_H
 #define EMULATION_EMULATOR_H
 
@@ -48,9 +48,11 @@ int emulated_thread_index(); /* within the block */
 
 /* All lanes of `mask` hand in `size` bytes and get everybody's: entry of lane l at l * 64 bytes.
  * Valid until the lane waits again. The last lane to come first calls `combine`, which may put in
- * their place what follows from all of them. */
+ * their place what follows from all of them. Only with `orders` does what a lane wrote come before
+ * what the others do then: a shuffle is no barrier of memory, __syncwarp is. */
 const unsigned char *emulated_exchange(unsigned mask, const void *value, size_t size,
                                        const char *what,
-                                       void (*combine)(unsigned char *slots) = nullptr);
+                                       void (*combine)(unsigned char *slots) = nullptr,
+                                       bool orders = false);
 
 #endif
