@@ -40,7 +40,7 @@ message(STATUS "CUDA ${version}: for ${CMAKE_CUDA_ARCHITECTURES}")
 file(GLOB cuda_sources CONFIGURE_DEPENDS src/cuda/*.cu)
 add_library(tril_cuda OBJECT ${cuda_sources})
 target_link_libraries(tril_cuda PRIVATE tril_flags)
-target_compile_options(tril_cuda PRIVATE -Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers -diag-suppress=20012
+target_compile_options(tril_cuda PRIVATE -Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-Wno-psabi -diag-suppress=20012
   --expt-relaxed-constexpr -lineinfo)
 if(TRIL_WERROR)
   target_compile_options(tril_cuda PRIVATE -Werror=all-warnings)
