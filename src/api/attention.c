@@ -212,11 +212,11 @@ static struct tensor view(const struct plan *p, int t, int64_t i) {
         data, p->dtype, 3, {rows, heads, p->a->width, 1}, {at->row, at->head, 1, 1}};
 }
 
-/* One value a head, for all of a call's heads. */
+/* One value a head, for all of a call's heads. What only stands for values is not read. */
 static struct tensor per_head(const struct plan *p, const float *given, float *copy) {
     if (!given)
         return tensor_none();
-    for (int64_t i = 0; copy && i < p->heads; i++)
+    for (int64_t i = 0; copy && !p->ctx.measuring && i < p->heads; i++)
         copy[i] = given[i % p->a->heads];
     return tensor_1d(copy ? copy : mutable(given), DT_F32, p->heads);
 }
