@@ -94,15 +94,8 @@ tril_status tril_engine_open(struct tril_engine **out, const struct tril_engine_
         st = error_set(err, reading.status, "%s", reading.error.message);
         goto done;
     }
-    /* Models may have more rows than their tokenizer has tokens (padding), not fewer. */
-    if (o->tokenizer && (int64_t)tokenizer_vocab_size(e->tokenizer) > config.vocab) {
-        st = error_set(err, TRIL_ERR_ARGUMENT,
-                       "%s has %u tokens, the model in %s only %lld: it was trained with another "
-                       "tokenizer",
-                       o->tokenizer, tokenizer_vocab_size(e->tokenizer), o->model,
-                       (long long)config.vocab);
-        goto done;
-    }
+    if (o->tokenizer)
+        TRY(tokenizer_check_model(e->tokenizer, config.vocab, o->model, err));
     const struct session_stream stream = {o->stream_window, o->stream_sinks, o->stream_stride};
     const struct kv_retrieve retrieve = {o->retrieve, 64, 1, 2, o->retrieve_check};
     if (o->retrieve > 0)

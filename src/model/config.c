@@ -186,9 +186,6 @@ tril_status model_config_parse_mixers(struct model_config *c, const char *text,
                                       struct tril_error *err) {
     tril_status st = TRIL_OK;
     int64_t count = 1, n = 0;
-    if (text[strspn(text, " ")] == '\0')
-        return error_set(err, TRIL_ERR_ARGUMENT,
-                         "the mixers are empty; \"causal\" is the usual attention");
     for (const char *s = text; *s; s++)
         count += *s == '/';
     struct mixer_config *pattern = calloc((size_t)count, sizeof *pattern);

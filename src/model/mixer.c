@@ -81,6 +81,9 @@ tril_status mixer_parse(struct mixer_config *m, const char *text, struct tril_er
     tril_status st = TRIL_OK;
     struct mixer_config n = {0};
     struct visible_set set = {0};
+    if (text[strspn(text, " \t\n\v\f\r")] == '\0')
+        TRY(error_set(err, TRIL_ERR_ARGUMENT,
+                      "some of the mixers are empty; \"causal\" is the usual attention"));
     if (strchr(text, '/'))
         TRY(wrong(err, text, (int)strlen(text), "holds a '/', which separates mixers"));
     for (const char *s = text; *s;) {

@@ -44,7 +44,7 @@ struct mixer_config {
     char rules[MIXER_RULES];
 };
 
-/* A text without '/'. ERR_ARGUMENT names the word that is wrong. */
+/* A text without '/', of one word at least. ERR_ARGUMENT names the word that is wrong. */
 tril_status mixer_parse(struct mixer_config *m, const char *text, struct tril_error *err);
 /* Writes the text ("causal" for plain attention) into MIXER_TEXT characters and returns it. */
 char *mixer_print(const struct mixer_config *m, char *text);

@@ -306,6 +306,16 @@ uint32_t tokenizer_vocab_size(const struct tokenizer *t) {
     return t->vocab_size;
 }
 
+tril_status tokenizer_check_model(const struct tokenizer *t, int64_t embeddings, const char *name,
+                                  struct tril_error *err) {
+    if (embeddings >= (int64_t)t->vocab_size)
+        return TRIL_OK;
+    return error_set(err, TRIL_ERR_ARGUMENT,
+                     "%s has %lld embeddings but the tokenizer has %u tokens: the model was made "
+                     "with another tokenizer; give the one that belongs to it",
+                     name, (long long)embeddings, t->vocab_size);
+}
+
 uint32_t tokenizer_merge_count(const struct tokenizer *t) {
     return t->merge_count;
 }

@@ -35,6 +35,10 @@ void tokenizer_free(struct tokenizer *t); /* NULL is fine */
 
 /* 1 + the greatest id: what a model needs as V. */
 uint32_t tokenizer_vocab_size(const struct tokenizer *t);
+/* Refuses a model (`name` in the message) of fewer embeddings than tokens: it belongs to another
+ * tokenizer. More are padding. */
+tril_status tokenizer_check_model(const struct tokenizer *t, int64_t embeddings, const char *name,
+                                  struct tril_error *err);
 /* Number of merges, added (special and other) tokens; the pattern's name ("gpt2", "cl100k", ...,
  * or the regular expression itself); where it was loaded from ("" after training). */
 uint32_t tokenizer_merge_count(const struct tokenizer *t);

@@ -152,13 +152,8 @@ static tril_status make_model(struct trainer *t, struct tril_error *err) {
     if (from) {
         options.overrides = t->resume_from ? NULL : &o->overrides;
         TRY(model_load(&t->model, from, &options, t->env->ctx, err));
-        if (t->tokenizer && t->model->config.vocab < (int64_t)tokenizer_vocab_size(t->tokenizer)) {
-            st = error_set(err, TRIL_ERR_ARGUMENT,
-                           "%s has %" PRId64 " embeddings but the tokenizer has %u tokens: give "
-                           "the tokenizer that belongs to the model",
-                           from, t->model->config.vocab, tokenizer_vocab_size(t->tokenizer));
-            goto done;
-        }
+        if (t->tokenizer)
+            TRY(tokenizer_check_model(t->tokenizer, t->model->config.vocab, from, err));
     } else {
         TRY(make_config(t, &config, err));
         TRY(model_create(&t->model, &config, &options, t->env->ctx, err));

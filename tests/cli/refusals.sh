@@ -42,6 +42,7 @@ refuse 2 'widow' "${train[@]}" --data "$dir/text.txt" --mixers widow:4
 refuse 2 'no scores' "${train[@]}" --data "$dir/text.txt" --mixers 'linear softcap=3'
 refuse 2 'mixers' "${train[@]}" --data "$dir/text.txt" --mixers causal/linear
 refuse 2 'mixers are empty' "${train[@]}" --data "$dir/text.txt" --mixers ''
+refuse 2 'mixers are empty' "${train[@]}" --data "$dir/text.txt" --layers 3 --mixers causal//linear
 refuse 2 'softcap=' "${train[@]}" --data "$dir/text.txt" --mixers 'softcap=x'
 refuse 2 'learned-sinks\|sinks' "$tril" eval --model "$dir/m" --data "$dir/text.txt" --mixers learned-sinks
 "$tril" tokenizer train --vocab 400 --out "$dir/larger.json" "$dir/text.txt" >/dev/null

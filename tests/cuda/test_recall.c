@@ -7,10 +7,9 @@
  * is. */
 #include "support/support.h"
 
-#include "cuda/cuda.h"
-
 #include <stdlib.h>
 
+#include "cuda/cuda.h"
 #include "ops/describe.h"
 #include "support/op_backend.h"
 

@@ -11,7 +11,7 @@
  *   - memory of the "device" is inaccessible to the host's code (it faults), and the host's memory
  *     that was not registered is not checked; every allocation ends at an inaccessible page;
  *   - with the thread sanitizer fibers are threads to it, and only barriers and fences order them:
- * a missing __syncthreads or __syncwarp is a reported race. */
+ *     a missing __syncthreads or __syncwarp is a reported race. */
 #ifndef EMULATION_EMULATOR_H
 #define EMULATION_EMULATOR_H
 
